@@ -1,0 +1,1 @@
+//! Skein's agent: tasks, processes, collectors, spool and file peer on each host.

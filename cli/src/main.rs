@@ -1,0 +1,3 @@
+//! Skein: the server and the operator's command line in one binary.
+
+fn main() {}

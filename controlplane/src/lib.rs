@@ -1,0 +1,1 @@
+//! Skein's control process: store, identity, fleet registry, commands, transfers and APIs.

@@ -1,0 +1,1 @@
+//! Skein's data process: shards, sessions, routing and sinks.

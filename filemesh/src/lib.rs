@@ -1,0 +1,1 @@
+//! Skein's file mesh: manifests, peer wire, transfer state machines and the file engine.
