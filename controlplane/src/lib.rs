@@ -1,1 +1,3 @@
 //! Skein's control process: store, identity, fleet registry, commands, transfers and APIs.
+
+pub mod api;
