@@ -567,8 +567,6 @@ pub struct Upload {
     pub size_bytes: u64,
     /// SHA-256 merkle root over leaves of 16 KiB (BEP 52), hex.
     pub root: String,
-    /// Linear SHA-256 of the file, hex, as `sha256sum` prints it; empty when not computed.
-    pub sha256: String,
     /// Bytes of a piece.
     pub piece_bytes: u32,
     /// Permission bits.
