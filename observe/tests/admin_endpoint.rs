@@ -1,5 +1,7 @@
 //! The admin endpoint answers what it should and nothing that is slow, long or foreign holds it.
 
+#![allow(clippy::unwrap_used)]
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
