@@ -1,1 +1,23 @@
-//! Skein's agent: tasks, processes, collectors, spool and file peer on each host.
+//! Skein's agent: tasks, collectors, spool and file peer on each host.
+//!
+//! `skein-agent run` is a tiny supervisor with one worker child. The worker owns every socket and
+//! is a current-thread tokio runtime plus a few plain threads for whatever may wait for a disk:
+//! one for commands and tasks, one for files, one for the spool. So a stalled disk never delays a
+//! heartbeat. Scripts run under small `runner` processes of their own session, which outlive the
+//! worker.
+//!
+//! ```text
+//!   supervisor ── worker ─┬─ link: signal session ── heartbeats, commands, reports
+//!                         ├─ lanes: data session  ── spool ◄── inputs (sockets, tails, stdin)
+//!                         ├─ transfers: file channel on demand
+//!                         └─ tasks: journal, one runner process per script
+//! ```
+
+pub mod clock;
+pub mod config;
+pub mod home;
+pub mod identity;
+pub mod link;
+
+/// Version of this agent, as it reports it.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -1,0 +1,133 @@
+//! Where the agent keeps its things: one folder, HOME, laid out here and nowhere else.
+//!
+//! Everything below HOME belongs to the agent alone (0700), so that no other user of the host can
+//! read its identity, its spool or the output of scripts.
+
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+/// Where HOME is when nobody says otherwise.
+pub const DEFAULT: &str = "/var/lib/skein-agent";
+
+/// The folder of one agent and the places in it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Home {
+    root: PathBuf,
+}
+
+impl Home {
+    /// The layout under `root`; nothing is created.
+    pub fn new(root: impl Into<PathBuf>) -> Home {
+        Home { root: root.into() }
+    }
+
+    /// Creates HOME and its folders with mode 0700 and answers with absolute paths.
+    pub fn create(root: &Path) -> io::Result<Home> {
+        private_dir(root)?;
+        let home = Home::new(root.canonicalize()?);
+        for dir in [home.identity(), home.spool(), home.tasks(), home.transfers(), home.run()] {
+            private_dir(&dir)?;
+        }
+        Ok(home)
+    }
+
+    /// HOME itself.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+    /// Configuration, written by `enrol`, edited by people.
+    pub fn config(&self) -> PathBuf {
+        self.root.join("agent.toml")
+    }
+    /// Key, certificate, authorities and command keys.
+    pub fn identity(&self) -> PathBuf {
+        self.root.join("identity")
+    }
+    /// Records that no server has acknowledged yet.
+    pub fn spool(&self) -> PathBuf {
+        self.root.join("spool")
+    }
+    /// Journal of commands, and one folder per task.
+    pub fn tasks(&self) -> PathBuf {
+        self.root.join("tasks")
+    }
+    /// Orders and partial state of file transfers.
+    pub fn transfers(&self) -> PathBuf {
+        self.root.join("transfers")
+    }
+    /// Pid file and sockets.
+    pub fn run(&self) -> PathBuf {
+        self.root.join("run")
+    }
+    /// Pid of the supervisor.
+    pub fn pid_file(&self) -> PathBuf {
+        self.run().join("agent.pid")
+    }
+    /// What `skein-agent status` shows, rewritten by the worker when it changes.
+    pub fn status_file(&self) -> PathBuf {
+        self.run().join("status.json")
+    }
+    /// Ports that the worker bound, for whoever configured port 0.
+    pub fn ports_file(&self) -> PathBuf {
+        self.run().join("ports.json")
+    }
+}
+
+/// Creates `path` and its missing parents; the last folder gets mode 0700.
+pub fn private_dir(path: &Path) -> io::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700))
+}
+
+/// Replaces `path` in one step: written aside with `mode`, flushed, renamed, folder flushed.
+pub fn write_atomic(path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    let aside = path.with_extension(format!("tmp{}", std::process::id()));
+    let written = (|| {
+        let mut file = std::fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(mode)
+            .open(&aside)?;
+        file.set_permissions(std::fs::Permissions::from_mode(mode))?;
+        file.write_all(bytes)?;
+        file.sync_data()?;
+        std::fs::rename(&aside, path)?;
+        match path.parent() {
+            Some(parent) => std::fs::File::open(parent)?.sync_all(),
+            None => Ok(()),
+        }
+    })();
+    if written.is_err() {
+        let _ = std::fs::remove_file(&aside);
+    }
+    written
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn home_and_its_folders_are_private() {
+        let temp = tempfile::tempdir().unwrap();
+        let home = Home::create(&temp.path().join("a/home")).unwrap();
+        for dir in [home.root().to_owned(), home.identity(), home.tasks(), home.run()] {
+            assert_eq!(std::fs::metadata(&dir).unwrap().permissions().mode() & 0o777, 0o700);
+        }
+    }
+
+    #[test]
+    fn an_atomic_write_leaves_no_file_aside() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("x.json");
+        write_atomic(&path, 0o600, b"one").unwrap();
+        write_atomic(&path, 0o600, b"two").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"two");
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(std::fs::read_dir(temp.path()).unwrap().count(), 1);
+    }
+}
