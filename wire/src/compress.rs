@@ -135,6 +135,7 @@ impl Decompressor {
             }
             Codec::Lz4 => {
                 use std::io::Read;
+                out.reserve_exact(stated + 1);
                 lz4_flex::frame::FrameDecoder::new(body)
                     .take(stated as u64 + 1)
                     .read_to_end(out)
@@ -148,11 +149,9 @@ impl Decompressor {
                             .map_err(|error| codec_error(codec, error))?,
                     ),
                 };
-                out.resize(stated, 0);
-                let actual = zstd
-                    .decompress_to_buffer(body, &mut out[..])
-                    .map_err(|error| codec_error(codec, error))?;
-                out.truncate(actual);
+                out.reserve_exact(stated);
+                // Writes into the vector's capacity from its start, and sets its length.
+                zstd.decompress_to_buffer(body, out).map_err(|error| codec_error(codec, error))?;
             }
         }
         let actual = out.len();

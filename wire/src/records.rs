@@ -243,8 +243,8 @@ mod tests {
     fn a_record_has_kafkas_bytes() {
         let mut out = Vec::new();
         encode_record(&mut out, 1, 0, None, b"hello", &[(b"k", b"v")]);
-        // length 14 (28 zig-zag), attributes, delta 1, offset 0, key -1, value, one header
-        let expected = b"\x1c\x00\x02\x00\x01\x0ahello\x02\x02k\x02v";
+        // length 15 (30 zig-zag), attributes, delta 1, offset 0, key -1, value, one header
+        let expected = b"\x1e\x00\x02\x00\x01\x0ahello\x02\x02k\x02v";
         assert_eq!(out, expected);
         let record = iter(&out, 1).next().unwrap().unwrap();
         assert_eq!((record.value, record.timestamp_delta), (&b"hello"[..], 1));
@@ -254,7 +254,9 @@ mod tests {
     #[test]
     fn varint_lengths_agree_with_what_is_written() {
         for shift in 0..64 {
-            for value in [1i64 << shift, -(1i64 << shift), (1i64 << shift).wrapping_sub(1)] {
+            for value in
+                [1i64 << shift, (1i64 << shift).wrapping_neg(), (1i64 << shift).wrapping_sub(1)]
+            {
                 let mut out = Vec::new();
                 put_varint(&mut out, value);
                 assert_eq!(out.len(), varint_len(value), "{value}");
