@@ -110,17 +110,17 @@ mod tests {
         for count in 1..=33usize {
             let leaves: Vec<_> = (0..count).map(|i| leaf(&[&i.to_be_bytes()])).collect();
             let tree = Tree::new(leaves.clone()).unwrap();
-            for index in 0..count {
+            for (index, own) in leaves.iter().enumerate() {
                 let path = tree.path(index).unwrap();
-                assert_eq!(root_of(leaves[index], index, count, &path), Some(tree.root()));
+                assert_eq!(root_of(*own, index, count, &path), Some(tree.root()));
                 let other = leaf(&[b"other"]);
                 assert_ne!(root_of(other, index, count, &path), Some(tree.root()));
                 for wrong in (0..count).filter(|wrong| *wrong != index) {
-                    assert_ne!(root_of(leaves[index], wrong, count, &path), Some(tree.root()));
+                    assert_ne!(root_of(*own, wrong, count, &path), Some(tree.root()));
                 }
                 let mut long = path.clone();
                 long.push([0; 32]);
-                assert_eq!(root_of(leaves[index], index, count, &long), None);
+                assert_eq!(root_of(*own, index, count, &long), None);
             }
             assert_eq!(tree.path(count), None);
         }
