@@ -93,7 +93,7 @@ pub struct LaneReady {
     pub epoch: Epoch,
     /// Send from here: everything before was received. Only an ACK says that it is stored.
     pub resume: Sequence,
-    /// Bytes of batches of this lane that this connection may carry in all, as in [`Credit`].
+    /// Bytes of batches of this lane that may follow this frame in all, as in [`Credit`].
     pub credit_bytes: u64,
 }
 
@@ -113,7 +113,8 @@ pub struct Ack {
 pub struct Credit {
     /// Names the lane.
     pub data_id: DataId,
-    /// Bytes of batches (headers and bodies) of this lane that this connection may carry in all.
+    /// Bytes of batches (headers and bodies) of this lane that may follow its last LANE_READY in
+    /// all.
     pub limit_bytes: u64,
 }
 

@@ -178,8 +178,11 @@ pub struct LaneReceiver {
     /// `window_bytes`.
     in_flight: VecDeque<(Sequence, u64)>,
     in_flight_bytes: u64,
-    connection_bytes: u64,
+    /// Bytes since the last LANE_READY, and what it and CREDITs since granted.
+    ready_bytes: u64,
     limit_bytes: u64,
+    /// A HOLD ended and the batch that is due has not come yet.
+    resuming: bool,
 }
 
 /// Answer to a LANE_OPEN.
@@ -207,6 +210,8 @@ pub enum Offer {
     },
     /// Known: count it and throw it away.
     Duplicate,
+    /// On its way when the lane was held: throw it away, it will be sent again.
+    Stray,
     /// The agent breaks the protocol: close the connection.
     Violation(Violation),
 }
@@ -257,8 +262,9 @@ impl LaneReceiver {
             acked: None,
             in_flight: VecDeque::new(),
             in_flight_bytes: 0,
-            connection_bytes: 0,
+            ready_bytes: 0,
             limit_bytes: 0,
+            resuming: false,
         }
     }
 
@@ -290,19 +296,20 @@ impl LaneReceiver {
             }
         }
         self.acked = None;
-        self.connection_bytes = 0;
-        self.limit_bytes = self.limit();
+        self.resuming = false;
         Opened::Ready { ready: self.ready(open.epoch), missing }
     }
 
     /// A LANE_READY for an open lane, after a HOLD.
     pub fn resume(&mut self) -> Option<LaneReady> {
         let epoch = self.epoch?;
-        self.limit_bytes = self.limit();
+        self.resuming = true;
         Some(self.ready(epoch))
     }
 
-    fn ready(&self, epoch: Epoch) -> LaneReady {
+    fn ready(&mut self, epoch: Epoch) -> LaneReady {
+        self.ready_bytes = 0;
+        self.limit_bytes = self.limit();
         LaneReady {
             data_id: self.data_id,
             epoch,
@@ -316,13 +323,17 @@ impl LaneReceiver {
         if self.epoch != Some(header.epoch) {
             return Offer::Violation(Violation::NotOpen);
         }
-        let bytes = self.connection_bytes + header.wire_bytes();
+        let (first, expected) = (header.first.0, self.received.0);
+        if self.resuming && first != expected && header.flags & FLAG_GAP_BEFORE == 0 {
+            return Offer::Stray;
+        }
+        self.resuming = false;
+        let bytes = self.ready_bytes + header.wire_bytes();
         if bytes > self.limit_bytes {
             let limit = self.limit_bytes;
             return Offer::Violation(Violation::Credit { bytes, limit });
         }
-        self.connection_bytes = bytes;
-        let (first, expected) = (header.first.0, self.received.0);
+        self.ready_bytes = bytes;
         if header.end() <= self.received {
             return Offer::Duplicate;
         }
@@ -387,12 +398,7 @@ impl LaneReceiver {
 
     fn limit(&self) -> u64 {
         let free = self.window_bytes.saturating_sub(self.in_flight_bytes);
-        self.connection_bytes.saturating_add(free).max(self.limit_bytes_of_connection())
-    }
-
-    /// What was granted before stays granted on the same connection.
-    fn limit_bytes_of_connection(&self) -> u64 {
-        if self.acked.is_none() && self.connection_bytes == 0 { 0 } else { self.limit_bytes }
+        self.ready_bytes.saturating_add(free)
     }
 
     /// The lane's epoch, once known.
@@ -535,6 +541,22 @@ mod tests {
     }
 
     #[test]
+    fn what_was_on_its_way_at_a_hold_is_thrown_away_and_sent_again() {
+        let mut lane = receiver();
+        lane.open(&open(0, 100));
+        assert_eq!(lane.offer(&batch(0, 5, 0)), Offer::Accept { missing: 0 });
+        // Held: the server drops 5 and 6 unseen. The route comes back while 7 is on its way.
+        let ready = lane.resume().unwrap();
+        assert_eq!((ready.resume, ready.credit_bytes), (Sequence(5), 900));
+        assert_eq!(lane.offer(&batch(7, 1, 0)), Offer::Stray);
+        for first in 5..14 {
+            assert_eq!(lane.offer(&batch(first, 1, 0)), Offer::Accept { missing: 0 });
+        }
+        assert_eq!(lane.in_flight_bytes(), WINDOW);
+        assert!(matches!(lane.offer(&batch(14, 1, 0)), Offer::Violation(_)));
+    }
+
+    #[test]
     fn the_sender_waits_for_ready_and_stays_within_credit() {
         let mut lane = LaneSender::new(DataId(1), EPOCH, Sequence(10));
         assert!(!lane.may_send(1));
@@ -649,7 +671,7 @@ mod tests {
                         if let Some(header) = wire.pop_front() {
                             match receiver.offer(&header) {
                                 Offer::Accept { .. } => memory.push(header),
-                                Offer::Duplicate => {}
+                                Offer::Duplicate | Offer::Stray => {}
                                 Offer::Violation(fault) => prop_assert!(false, "{fault}"),
                             }
                         }
