@@ -349,11 +349,6 @@ impl LaneReceiver {
         Offer::Accept { missing: first - expected }
     }
 
-    /// Counts a batch that is thrown away because the lane is held: it used credit.
-    pub fn discard(&mut self, header: &BatchHeader) {
-        self.connection_bytes = self.connection_bytes.saturating_add(header.wire_bytes());
-    }
-
     /// What was received after `position` and not stored is gone with its sink; the agent sends it
     /// again after the LANE_READY of [`LaneReceiver::resume`].
     pub fn rewind(&mut self, position: Sequence) {
