@@ -596,7 +596,6 @@ mod tests {
         // The sink fails: the second batch is lost with it, the third arrives while held.
         lane.rewind(Sequence(10));
         sender.on_hold(&Hold { data_id: DataId(1), reason: HoldReason::SinkUnavailable });
-        lane.discard(&batch(20, 10, 0));
         sender.on_ready(&lane.resume().unwrap());
         assert_eq!(sender.next_to_send(), Sequence(10));
         let mut first = 10;
