@@ -31,7 +31,7 @@ pub struct LaneSender {
 enum SenderLink {
     Down,
     Opening,
-    Held { reason: HoldReason, sent_bytes: u64 },
+    Held(HoldReason),
     Ready { sent_bytes: u64, limit_bytes: u64 },
 }
 
@@ -65,8 +65,7 @@ impl LaneSender {
         if ready.epoch != self.epoch || self.link == SenderLink::Down {
             return;
         }
-        let sent_bytes = self.sent_bytes();
-        self.link = SenderLink::Ready { sent_bytes, limit_bytes: ready.credit_bytes };
+        self.link = SenderLink::Ready { sent_bytes: 0, limit_bytes: ready.credit_bytes };
         self.next_to_send = ready.resume.max(self.acked);
     }
 
@@ -90,18 +89,7 @@ impl LaneSender {
     /// The server wants nothing of this lane now. What it received stays received.
     pub fn on_hold(&mut self, hold: &Hold) {
         if self.link != SenderLink::Down {
-            let sent_bytes = self.sent_bytes();
-            self.link = SenderLink::Held { reason: hold.reason, sent_bytes };
-        }
-    }
-
-    /// Bytes of batches on this connection; they count against its credit, whatever became of them.
-    fn sent_bytes(&self) -> u64 {
-        match self.link {
-            SenderLink::Ready { sent_bytes, .. } | SenderLink::Held { sent_bytes, .. } => {
-                sent_bytes
-            }
-            SenderLink::Down | SenderLink::Opening => 0,
+            self.link = SenderLink::Held(hold.reason);
         }
     }
 
@@ -153,7 +141,7 @@ impl LaneSender {
     /// Why the lane waits, when the server holds it.
     pub fn held(&self) -> Option<HoldReason> {
         match self.link {
-            SenderLink::Held { reason, .. } => Some(reason),
+            SenderLink::Held(reason) => Some(reason),
             _ => None,
         }
     }
