@@ -268,9 +268,9 @@ impl Config {
             return refuse("spool.codec must be \"zstd\", \"lz4\" or \"none\"");
         }
         let relative = |path: &&PathBuf| !path.is_absolute();
-        let rules = [&self.paths.read_allow, &self.paths.read_deny];
-        let rules = rules.iter().chain([&&self.paths.write_allow, &&self.paths.write_deny]);
-        if let Some(path) = rules.flat_map(|list| list.iter()).find(relative) {
+        let PathsConfig { read_allow, read_deny, write_allow, write_deny } = &self.paths;
+        let rules = [read_allow, read_deny, write_allow, write_deny];
+        if let Some(path) = rules.into_iter().flatten().find(relative) {
             return refuse(&format!("paths: {} must be absolute", path.display()));
         }
         Ok(())

@@ -15,9 +15,13 @@
 
 pub mod clock;
 pub mod config;
+pub mod facts;
 pub mod home;
 pub mod identity;
 pub mod link;
+pub mod paths;
+pub mod sys;
+pub mod tasks;
 
 /// Version of this agent, as it reports it.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

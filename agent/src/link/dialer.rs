@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::pki_types::ServerName;
+use skein_observe::names;
 use skein_wire::hello::{ChannelKind, HELLO_BYTES, Hello, HelloAck, HelloError, HelloStatus};
 use skein_wire::ids::Instance;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -201,18 +202,15 @@ impl Dialer {
         let (place, server) = self.shared.servers.current().ok_or(LinkError::NoServer)?;
         let address = server.address(kind).to_owned();
         let result = self.connect_to(kind, &address).await;
-        match &result {
-            Ok(_) => {
-                metrics::counter!(skein_observe::names::AGENT_LINK_CONNECTS, "kind" => kind.as_str())
-                    .increment(1);
-            }
+        let outcome = match &result {
+            Ok(_) => "ok",
             Err(error) => {
                 self.shared.servers.failed(place);
-                metrics::counter!(skein_observe::names::AGENT_LINK_FAILURES,
-                    "kind" => kind.as_str(), "reason" => error.kind())
-                .increment(1);
+                error.kind()
             }
-        }
+        };
+        let labels = [("kind", kind.as_str()), ("result", outcome)];
+        metrics::counter!(names::AGENT_CONNECTS, &labels).increment(1);
         result
     }
 
