@@ -331,10 +331,10 @@ impl Committer {
             metrics::counter!(names::CONTROL_STORE_COMMITS).increment(1);
             metrics::counter!(names::CONTROL_STORE_CHANGES).increment(batches as u64);
         }
+        self.watchers.retain(|watcher| events.iter().all(|event| watcher.offer(event)));
         for answer in after {
             answer(&result);
         }
-        self.watchers.retain(|watcher| events.iter().all(|event| watcher.offer(event)));
         for (prefix, from, answer) in watches {
             let _ = answer.send(self.begin_watch(prefix, from));
         }
