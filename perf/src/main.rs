@@ -1,0 +1,60 @@
+//! Whole-system measurements. Each subcommand starts what it needs on loopback, bounds its load in
+//! count and time, and writes a table with its conditions.
+
+mod agents;
+mod authority;
+mod channel;
+mod ingest;
+mod lab;
+mod parts;
+mod process;
+mod report;
+mod sessions;
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+use skein_dataplane::config::DataConfig;
+
+/// Measure Skein as a whole. Build with --release; compare within one run, as machines are noisy.
+#[derive(Debug, Parser)]
+#[command(name = "skein-perf", version)]
+struct Arguments {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Log lines from many agents into a file: server CPU per record
+    Ingest(ingest::Ingest),
+    /// Many idle sessions: handshakes, memory, losses, a message to all and back
+    Sessions(sessions::Sessions),
+    /// The parts of ingest alone, on one thread
+    Parts(parts::Parts),
+    #[command(hide = true)]
+    DataProcess {
+        #[arg(long, default_value_t = 1)]
+        cores: usize,
+        folder: PathBuf,
+    },
+}
+
+fn main() -> anyhow::Result<()> {
+    match Arguments::parse().what {
+        What::Ingest(ingest) => ingest.run(),
+        What::Sessions(sessions) => sessions.run(),
+        What::Parts(parts) => parts.run(),
+        What::DataProcess { cores, folder } => {
+            let any = |host: [u8; 4]| std::net::SocketAddr::from((host, 0));
+            let mut config = DataConfig::new(folder);
+            config.signal_listen = any([0, 0, 0, 0]);
+            config.data_listen = any([0, 0, 0, 0]);
+            config.file_listen = any([0, 0, 0, 0]);
+            config.metrics_listen = Some(any([127, 0, 0, 1]));
+            config.shards = cores;
+            config.router_workers = cores;
+            skein_dataplane::process::run_data(config)
+        }
+    }
+}
