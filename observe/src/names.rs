@@ -208,12 +208,15 @@ catalogue! {
         AGENT_SPOOL_RECORDS = Gauge "skein_agent_spool_records" ["data_id"] "Records in the spool that no server has acknowledged.";
         AGENT_SPOOL_DROPPED = Counter "skein_agent_spool_dropped_records_total" ["data_id", "reason"] "Records dropped because the spool was full or a lane over its share.";
         AGENT_SPOOL_DAMAGED = Counter "skein_agent_spool_damaged_bytes_total" [] "Bytes of torn or damaged segments that were cut off at start.";
+        AGENT_SPOOL_ERRORS = Counter "skein_agent_spool_errors_total" ["error"] "Times that the spool's disk began to refuse writes (disk_full, disk_error).";
         AGENT_SPOOL_FLUSH_SECONDS = Histogram "skein_agent_spool_flush_seconds" [] "Time of one group flush of the spool.";
         AGENT_LANES = Gauge "skein_agent_lanes" ["state"] "Lanes of the spool, by state (flowing, held, offline).";
         AGENT_BATCHES_SENT = Counter "skein_agent_batches_sent_total" ["data_id"] "Batches sent, repeats included.";
         AGENT_RECORDS_SENT = Counter "skein_agent_records_sent_total" ["data_id"] "Records sent, repeats included.";
         AGENT_SENT_BYTES = Counter "skein_agent_batches_sent_bytes_total" ["data_id"] "Bytes of batches sent, compressed.";
         AGENT_RECORDS_ACKNOWLEDGED = Counter "skein_agent_records_acknowledged_total" ["data_id"] "Records acknowledged by a server.";
+        AGENT_ACKS = Counter "skein_agent_acks_total" [] "Acknowledgements received on data channels.";
+        AGENT_DATA_SESSION_ENDS = Counter "skein_agent_data_session_ends_total" ["reason"] "Data channels that ended, by reason; each is followed by a reconnect.";
         AGENT_COMMANDS_REFUSED = Counter "skein_agent_commands_refused_total" ["reason"] "Commands that did not verify, by reason.";
         AGENT_TASKS = Counter "skein_agent_tasks_total" ["state"] "Tasks that reached a final state, by state.";
         AGENT_TASKS_RUNNING = Gauge "skein_agent_tasks_running" [] "Scripts that run now.";
