@@ -1,0 +1,287 @@
+//! The disk driver on a glommio executor: direct I/O through io_uring, overlapped with ingest.
+//!
+//! Operations on one file (and on the checkpoint log) form a chain that one task works off; chains
+//! of different files overlap, so that a flush of many files costs little more than that of one.
+//! Tasks end when their chain is empty and are never cancelled (glommio 0.9 leaks cancelled tasks).
+//! What is written how is the rule of [`super::plain`].
+
+use std::cell::RefCell;
+use std::collections::{HashMap, VecDeque};
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::rc::Rc;
+
+use glommio::io::{BufferedFile, DmaFile, OpenOptions};
+
+use super::block::{ALIGN, Block, Write};
+use super::disk::{DiskDone, DiskOp, FileId, not_open};
+use super::plain::{self, DIRECT_BYTES_MIN, LogFile, allocate_until};
+use super::place;
+
+/// A chain of operations in order. `None` is the log.
+type Chain = Option<FileId>;
+
+/// Executes operations on the executor that it was made on.
+#[derive(Clone)]
+pub struct DmaDisk(Rc<Inner>);
+
+struct Inner {
+    chains: RefCell<HashMap<Chain, VecDeque<DiskOp>>>,
+    files: RefCell<HashMap<FileId, Rc<OpenFile>>>,
+    log: RefCell<Option<LogFile>>,
+    done: RefCell<Vec<DiskDone>>,
+    wake: Box<dyn Fn()>,
+}
+
+struct OpenFile {
+    /// For what glommio has no operation, and to keep the path under `/proc` alive.
+    handle: File,
+    buffered: BufferedFile,
+    direct: Option<DmaFile>,
+    allocated: std::cell::Cell<u64>,
+}
+
+impl DmaDisk {
+    /// A driver whose checkpoint log is at `log`; calls `wake` when something is done.
+    pub fn new(log: &Path, wake: Box<dyn Fn()>) -> io::Result<Self> {
+        Ok(Self(Rc::new(Inner {
+            chains: RefCell::default(),
+            files: RefCell::default(),
+            log: RefCell::new(Some(LogFile::open(log)?)),
+            done: RefCell::default(),
+            wake,
+        })))
+    }
+
+    /// Begins an operation.
+    pub fn begin(&self, op: DiskOp) {
+        let chain = chain_of(&op);
+        let mut chains = self.0.chains.borrow_mut();
+        match chains.get_mut(&chain) {
+            Some(waiting) => waiting.push_back(op),
+            None => {
+                chains.insert(chain, VecDeque::from([op]));
+                let inner = self.0.clone();
+                glommio::spawn_local(async move { inner.work(chain).await }).detach();
+            }
+        }
+    }
+
+    /// What was done since the last call, in order.
+    pub fn take_done(&self, into: &mut Vec<DiskDone>) {
+        into.append(&mut self.0.done.borrow_mut());
+    }
+}
+
+fn chain_of(op: &DiskOp) -> Chain {
+    match op {
+        DiskOp::Open { file, .. }
+        | DiskOp::Write { file, .. }
+        | DiskOp::Sync { file, .. }
+        | DiskOp::Truncate { file, .. }
+        | DiskOp::Probe { file, .. }
+        | DiskOp::Close { file, .. } => Some(*file),
+        DiskOp::Log { .. } => None,
+    }
+}
+
+impl Inner {
+    async fn work(&self, chain: Chain) {
+        loop {
+            let next = {
+                let mut chains = self.chains.borrow_mut();
+                let next = chains.get_mut(&chain).and_then(VecDeque::pop_front);
+                if next.is_none() {
+                    chains.remove(&chain);
+                }
+                next
+            };
+            let Some(op) = next else { return };
+            let done = self.run(op).await;
+            self.done.borrow_mut().push(done);
+            (self.wake)();
+        }
+    }
+
+    async fn run(&self, op: DiskOp) -> DiskDone {
+        match op {
+            DiskOp::Open { file, open, durable } => {
+                let placed = blocking(move || place::open(&open, durable)).await;
+                let opened = match placed {
+                    Ok((handle, opened)) => self.keep(file, handle, opened.length).await.map(|()| opened),
+                    Err(error) => Err(error),
+                };
+                DiskDone::Opened(file, opened)
+            }
+            DiskOp::Write { file, write } => {
+                let open = self.files.borrow().get(&file).cloned();
+                DiskDone::Written(
+                    file,
+                    match open {
+                        Some(open) => open.write(write).await,
+                        None => Err((Some(write.block), not_open())),
+                    },
+                )
+            }
+            DiskOp::Sync { file, durable } => {
+                let result = match self.get(file) {
+                    Ok(open) if durable => open.buffered.fdatasync().await.map_err(io::Error::from),
+                    other => other.map(|_| ()),
+                };
+                DiskDone::Synced(file, result)
+            }
+            DiskOp::Truncate { file, length } => {
+                let cut = move |handle: File| plain::truncate(&handle, length);
+                DiskDone::Truncated(file, self.repair(file, cut).await)
+            }
+            DiskOp::Probe { file, length } => {
+                let probe = move |handle: File| plain::probe(&handle, length);
+                DiskDone::Probed(file, self.repair(file, probe).await)
+            }
+            DiskOp::Close { file, length } => {
+                let open = self.files.borrow_mut().remove(&file);
+                if let Some(open) = open.and_then(Rc::into_inner) {
+                    open.close(length).await;
+                }
+                DiskDone::Closed(file)
+            }
+            DiskOp::Log { bytes, replace, durable } => {
+                DiskDone::Logged(self.write_log(bytes, replace, durable).await)
+            }
+        }
+    }
+
+    fn get(&self, file: FileId) -> io::Result<Rc<OpenFile>> {
+        self.files.borrow().get(&file).cloned().ok_or_else(not_open)
+    }
+
+    async fn keep(&self, file: FileId, handle: File, length: u64) -> io::Result<()> {
+        let path = plain::proc_path(&handle);
+        let mut options = OpenOptions::new();
+        options.read(true).write(true);
+        let buffered = options.buffered_open(&path).await.map_err(io::Error::from)?;
+        // glommio panics on what it cannot open directly later on, so ask the kernel first.
+        let direct = match plain::open_direct(&handle) {
+            Some(_) => options.dma_open(&path).await.ok(),
+            None => None,
+        };
+        let open = OpenFile { handle, buffered, direct, allocated: length.into() };
+        self.files.borrow_mut().insert(file, Rc::new(open));
+        Ok(())
+    }
+
+    /// Runs rare and slow work on a file on glommio's helper thread.
+    async fn repair<T: Send + 'static>(
+        &self,
+        file: FileId,
+        act: impl FnOnce(File) -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let open = self.get(file)?;
+        open.allocated.set(0);
+        let handle = open.handle.try_clone()?;
+        blocking(move || act(handle)).await
+    }
+
+    /// The log has one chain, so its file is at home whenever an operation begins.
+    async fn write_log(&self, bytes: Vec<u8>, replace: bool, durable: bool) -> io::Result<()> {
+        let mut log = self.log.borrow_mut().take().ok_or_else(not_open)?;
+        if !replace && !durable {
+            let result = log.append(&bytes, false);
+            *self.log.borrow_mut() = Some(log);
+            return result;
+        }
+        let (log, result) = blocking(move || {
+            let result =
+                if replace { log.replace(&bytes) } else { log.append(&bytes, durable) };
+            (log, result)
+        })
+        .await;
+        *self.log.borrow_mut() = Some(log);
+        result
+    }
+}
+
+impl OpenFile {
+    async fn write(&self, write: Write) -> Result<Block, (Option<Block>, io::Error)> {
+        let content = write.block.bytes();
+        let whole = content.len() - content.len() % ALIGN;
+        let direct = self.direct.as_ref().filter(|_| whole >= DIRECT_BYTES_MIN);
+        let Some(direct) = direct else {
+            let from = write.from;
+            let result = self.write_cached(content[from..].to_vec(), write.offset + from as u64);
+            return match result.await {
+                Ok(()) => Ok(write.block),
+                Err(error) => Err((Some(write.block), error)),
+            };
+        };
+        if let Some(until) = allocate_until(self.allocated.get(), write.offset + whole as u64) {
+            // Without room for the step the write itself may still fit, or says what is wrong.
+            let start = self.allocated.get().max(write.offset);
+            let _ = plain::allocate(&self.handle, start, until - start);
+            self.allocated.set(until);
+        }
+        if whole == content.len() && write.block.is_full() {
+            return write_whole(direct, write).await;
+        }
+        let mut pages = glommio::allocate_dma_buffer(whole);
+        pages.as_bytes_mut().copy_from_slice(&content[..whole]);
+        let direct_part = direct.write_at(pages, write.offset).await;
+        let rest = content[whole..].to_vec();
+        let result = match exact(direct_part, whole) {
+            Ok(()) => self.write_cached(rest, write.offset + whole as u64).await,
+            Err(error) => Err(error),
+        };
+        match result {
+            Ok(()) => Ok(write.block),
+            Err(error) => Err((Some(write.block), error)),
+        }
+    }
+
+    async fn write_cached(&self, bytes: Vec<u8>, offset: u64) -> io::Result<()> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let length = bytes.len();
+        exact(self.buffered.write_at(bytes, offset).await, length)
+    }
+
+    async fn close(self, length: u64) {
+        if self.allocated.get() > length {
+            let _ = self.handle.set_len(length);
+        }
+        if let Some(direct) = self.direct {
+            let _ = direct.close().await;
+        }
+        let _ = self.buffered.close().await;
+    }
+}
+
+/// Writes a full block without copying it.
+async fn write_whole(
+    direct: &DmaFile,
+    write: Write,
+) -> Result<Block, (Option<Block>, io::Error)> {
+    let (buffer, filled) = write.block.into_buffer();
+    let shared = Rc::new(buffer);
+    let result = exact(direct.write_rc_at(shared.clone(), write.offset).await, filled);
+    let block = Rc::try_unwrap(shared).ok().map(|buffer| Block::from_buffer(buffer, filled));
+    match (result, block) {
+        (Ok(()), Some(block)) => Ok(block),
+        (Ok(()), None) => Err((None, io::Error::other("a finished write kept its buffer"))),
+        (Err(error), block) => Err((block, error)),
+    }
+}
+
+/// A short write means that the rest did not fit.
+fn exact<E: Into<io::Error>>(result: Result<usize, E>, expected: usize) -> io::Result<()> {
+    match result {
+        Ok(written) if written == expected => Ok(()),
+        Ok(_) => Err(io::ErrorKind::StorageFull.into()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn blocking<T: Send + 'static>(act: impl FnOnce() -> T + Send + 'static) -> T {
+    glommio::executor().spawn_blocking(act).await
+}
