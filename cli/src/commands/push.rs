@@ -1,0 +1,222 @@
+//! `skein push FILE --to SELECTOR:DIR`: one file to many hosts, from here or from an agent.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+use skein_controlplane::api::types::{
+    Transfer, TransferDetail, TransferPhase, TransferRequest, TransferSource,
+};
+
+use super::{Context, Outcome};
+use crate::client::{transfer_done, word};
+use crate::error::{CliError, EXIT_OK, EXIT_PARTIAL};
+use crate::progress::{Progress, Reading};
+use crate::quantity::{self, parse_bytes, parse_duration_ms, parse_mode};
+use crate::show::{self, Table};
+
+/// Time between two looks at a running transfer.
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Flags of `push`.
+#[derive(Args, Debug)]
+pub struct PushArgs {
+    /// A file of this machine
+    #[arg(required_unless_present = "from", conflicts_with = "from")]
+    file: Option<PathBuf>,
+    /// A file of a host instead: AGENT:/path
+    #[arg(long, value_name = "AGENT:PATH")]
+    from: Option<String>,
+    /// Which hosts, and into which folder: SELECTOR:/folder
+    #[arg(long, value_name = "SELECTOR:DIR")]
+    to: String,
+    /// Name at the targets [default: the file's own]
+    #[arg(long)]
+    name: Option<String>,
+    /// Permission bits at the targets, octal [default: the file's own]
+    #[arg(long, value_parser = parse_mode)]
+    mode: Option<u32>,
+    /// Owner at the targets: user or user:group [default: the agent's]
+    #[arg(long)]
+    owner: Option<String>,
+    /// Make the folder where it is missing
+    #[arg(long)]
+    mkdir: bool,
+    /// Bytes per second to each host, as in 20M
+    #[arg(long, value_parser = parse_bytes, value_name = "RATE")]
+    limit: Option<u64>,
+    /// Give up on hosts that cannot be reached for this long
+    #[arg(long, value_parser = parse_duration_ms, default_value = "30s", value_name = "TIME")]
+    deliver_within: u64,
+    /// Give up on hosts that have not finished after this time
+    #[arg(long, value_parser = parse_duration_ms, default_value = "6h", value_name = "TIME")]
+    timeout: u64,
+    /// Start it and return; `skein transfer show ID` follows it
+    #[arg(long)]
+    detach: bool,
+}
+
+/// Uploads (or names) the file, starts the transfer and follows it to its end.
+pub fn run(args: &PushArgs, context: &Context) -> Outcome {
+    let (targets, directory) = split_place(&args.to, "--to SELECTOR:/folder")?;
+    let source = match (&args.file, &args.from) {
+        (Some(file), _) => upload(file, context)?,
+        (None, Some(from)) => {
+            let (agent, path) = split_place(from, "--from AGENT:/path")?;
+            TransferSource::Agent { agent: agent.to_owned(), path: path.to_owned() }
+        }
+        (None, None) => return Err(CliError::Usage("give a FILE or --from AGENT:/path".into())),
+    };
+    let request = TransferRequest {
+        source,
+        targets: targets.to_owned(),
+        directory: directory.to_owned(),
+        file_name: args.name.clone(),
+        mode: args.mode,
+        owner: args.owner.clone(),
+        create_directory: args.mkdir,
+        rate_limit_bytes_per_s: args.limit,
+        deliver_within_ms: Some(args.deliver_within),
+        timeout_ms: Some(args.timeout),
+    };
+    let transfer: Transfer = context.client.post("/transfers", &request)?;
+    if args.detach {
+        if context.json {
+            show::json(&transfer)?;
+        } else {
+            show::line(&transfer.transfer_id)?;
+        }
+        return Ok(EXIT_OK);
+    }
+    let detail = follow(context, &transfer.transfer_id)?;
+    report(context, &detail)
+}
+
+/// `SELECTOR:/folder` in its two parts; selectors may hold colons, so the last `:/` divides.
+fn split_place<'a>(text: &'a str, form: &str) -> Result<(&'a str, &'a str), CliError> {
+    match text.rfind(":/") {
+        Some(at) if at > 0 => Ok((&text[..at], &text[at + 1..])),
+        _ => Err(CliError::Usage(format!("\"{text}\" should read {form} (the path is absolute)"))),
+    }
+}
+
+fn upload(path: &Path, context: &Context) -> Result<TransferSource, CliError> {
+    let cannot = |error| CliError::io(format!("cannot read {}", path.display()))(error);
+    let file = File::open(path).map_err(cannot)?;
+    let metadata = file.metadata().map_err(cannot)?;
+    if !metadata.is_file() {
+        return Err(CliError::Usage(format!("{} is not a regular file", path.display())));
+    }
+    let name = path.file_name().and_then(|name| name.to_str()).ok_or_else(|| {
+        CliError::Usage(format!("the name of {} is not UTF-8; give --name", path.display()))
+    })?;
+    let modified = metadata.modified().ok();
+    let mtime = modified.and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
+    let mut query = vec![
+        ("name", name.to_owned()),
+        ("mode", (metadata.permissions().mode() & 0o7777).to_string()),
+    ];
+    query.extend(mtime.map(|time| ("mtime_ms", time.as_millis().to_string())));
+    let length = metadata.len();
+    let mut progress = Progress::new(&format!("upload {name}"), length, true, context.json);
+    // A file that grows while it is sent is cut at the length that was promised.
+    let mut content = Reading::new(file.take(length), &mut progress);
+    let upload = context.client.upload(&query, length, &mut content);
+    match upload {
+        Ok(upload) => {
+            progress.finish(&format!("{} to the server", quantity::bytes(length)));
+            Ok(TransferSource::Upload { upload_id: upload.upload_id })
+        }
+        Err(error) => {
+            progress.clear();
+            Err(error)
+        }
+    }
+}
+
+/// Waits for the end of a transfer, with progress.
+pub fn follow(context: &Context, id: &str) -> Result<TransferDetail, CliError> {
+    let path = format!("/transfers/{id}");
+    let mut progress = Progress::new("push", 0, true, context.json);
+    loop {
+        // A page of one host: the numbers of the whole are what is shown.
+        let page: TransferDetail = context.client.get(&path, &[("limit", "1".into())])?;
+        let transfer = page.transfer;
+        let note = match transfer.phase {
+            TransferPhase::Offering => "the source hashes the file".to_owned(),
+            TransferPhase::Fetching => "the server takes the file from its source".to_owned(),
+            _ => format!(
+                "{} of {} verified, {}/s",
+                transfer.hosts_done,
+                show::plural(transfer.hosts_total, "host"),
+                quantity::bytes(transfer.bytes_per_s)
+            ),
+        };
+        progress.set(transfer.verified_bytes, transfer.size_bytes * transfer.hosts_total, &note);
+        if transfer.phase == TransferPhase::Ended {
+            progress.clear();
+            return context.client.transfer(id);
+        }
+        std::thread::sleep(POLL_INTERVAL);
+    }
+}
+
+/// Prints how a transfer ended; exit code 1 unless every host has the file.
+pub fn report(context: &Context, detail: &TransferDetail) -> Outcome {
+    let transfer = &detail.transfer;
+    let done = transfer.hosts_done == transfer.hosts_total && transfer.hosts_total > 0;
+    let code = if done { EXIT_OK } else { EXIT_PARTIAL };
+    if context.json {
+        show::json(detail)?;
+        return Ok(code);
+    }
+    let mut table = Table::new(&["AGENT", "HOST", "STATE", "VERIFIED", "RESUMED", "ERROR"]);
+    for host in detail.hosts.iter().filter(|host| !transfer_done(host)) {
+        table.row([
+            host.agent_id.clone(),
+            host.hostname.clone(),
+            word(&host.state),
+            quantity::bytes(host.verified_bytes),
+            quantity::bytes(host.resumed_bytes),
+            host.error.clone(),
+        ]);
+    }
+    if !done && !detail.hosts.is_empty() {
+        table.print("")?;
+    }
+    if !transfer.error.is_empty() {
+        eprintln!("{}", transfer.error);
+    }
+    if transfer.hosts_total == 0 && transfer.error.is_empty() {
+        eprintln!("no host matches \"{}\"", transfer.targets);
+    }
+    let ended_ms = transfer.ended_ms.unwrap_or(transfer.created_ms);
+    let elapsed = u64::try_from(ended_ms - transfer.created_ms).unwrap_or(0);
+    show::line(&format!(
+        "{} verified on {} of {} in {} ({}/s in all)  transfer {}",
+        transfer.file_name,
+        transfer.hosts_done,
+        show::plural(transfer.hosts_total, "host"),
+        quantity::duration(elapsed),
+        quantity::bytes(transfer.bytes_per_s),
+        transfer.transfer_id
+    ))?;
+    Ok(code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_divided_before_its_path() {
+        let split = |text| split_place(text, "form").ok();
+        assert_eq!(split("all:/tmp"), Some(("all", "/tmp")));
+        assert_eq!(split("label:role=web:/opt/x"), Some(("label:role=web", "/opt/x")));
+        assert_eq!(split("0:10.0.0.1:/opt"), Some(("0:10.0.0.1", "/opt")));
+        assert_eq!([split("all:tmp"), split(":/tmp"), split("/tmp")], [None, None, None]);
+    }
+}

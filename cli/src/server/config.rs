@@ -1,0 +1,212 @@
+//! `DIR/server.toml`: what a person may decide about one server. Every key has a default, so the
+//! file may be absent. Unknown keys are refused: a misspelt limit must not pass silently.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use serde::Deserialize;
+
+use super::ListenArgs;
+use crate::error::CliError;
+
+/// A `server.toml` larger than this is refused before it is parsed.
+const CONFIG_BYTES_MAX: u64 = 256 << 10;
+
+/// The whole file, with the command line's flags applied.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ServerConfig {
+    /// Name of this node, in file names of sinks and in the fleet's view.
+    pub node_id: String,
+    /// Logs as JSON lines instead of text.
+    pub log_json: bool,
+    /// Addresses.
+    pub listen: ListenConfig,
+    /// The data process.
+    pub data: DataSection,
+    /// The control process.
+    pub control: ControlSection,
+}
+
+/// Where the server listens.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ListenConfig {
+    /// Agents' signal and enrol channels.
+    pub signal: SocketAddr,
+    /// Agents' data channels.
+    pub data: SocketAddr,
+    /// Agents' file channels.
+    pub file: SocketAddr,
+    /// The operators' API and control's `/metrics`.
+    pub api: SocketAddr,
+    /// The data process's `/metrics`, or "off".
+    pub data_metrics: MetricsAddress,
+}
+
+/// An address or "off".
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct MetricsAddress(pub Option<SocketAddr>);
+
+impl TryFrom<String> for MetricsAddress {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        match text.as_str() {
+            "off" => Ok(Self(None)),
+            address => match address.parse() {
+                Ok(address) => Ok(Self(Some(address))),
+                Err(_) => Err(format!("\"{address}\" is neither an address nor \"off\"")),
+            },
+        }
+    }
+}
+
+/// Section `[data]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DataSection {
+    /// Shards; 0: one per core.
+    pub shards: usize,
+    /// Router workers; 0: one per core.
+    pub router_workers: usize,
+    /// How sink files are written.
+    pub disk: Disk,
+    /// Sessions that one process takes.
+    pub sessions_max: usize,
+}
+
+/// How sink files are written.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Disk {
+    /// glommio where the kernel permits it, else plain files.
+    #[default]
+    Auto,
+    /// io_uring, or fail.
+    Glommio,
+    /// Threads and plain writes.
+    Plain,
+}
+
+/// Section `[control]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ControlSection {
+    /// Uploaded files that the cache may hold together.
+    pub cache_bytes_max: u64,
+    /// How long an uploaded file stays when nothing uses it.
+    pub cache_expiry_seconds: u64,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            node_id: "node-1".into(),
+            log_json: false,
+            listen: ListenConfig::default(),
+            data: DataSection::default(),
+            control: ControlSection::default(),
+        }
+    }
+}
+
+impl Default for ListenConfig {
+    fn default() -> Self {
+        let everywhere = |port| SocketAddr::from(([0, 0, 0, 0], port));
+        let here = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        Self {
+            signal: everywhere(28668),
+            data: everywhere(28625),
+            file: everywhere(28925),
+            api: here(28863),
+            data_metrics: MetricsAddress(Some(here(29402))),
+        }
+    }
+}
+
+impl Default for DataSection {
+    fn default() -> Self {
+        Self { shards: 0, router_workers: 0, disk: Disk::Auto, sessions_max: 100_000 }
+    }
+}
+
+impl Default for ControlSection {
+    fn default() -> Self {
+        Self { cache_bytes_max: 20 << 30, cache_expiry_seconds: 24 * 3600 }
+    }
+}
+
+impl ServerConfig {
+    /// Reads `DIR/server.toml` and applies the flags.
+    pub fn load(dir: &Path, flags: &ListenArgs) -> Result<Self, CliError> {
+        let path = dir.join("server.toml");
+        let mut config = match std::fs::metadata(&path) {
+            Err(_) => Self::default(),
+            Ok(metadata) if metadata.len() > CONFIG_BYTES_MAX => {
+                return Err(CliError::Usage(format!("{} is over 256 KiB", path.display())));
+            }
+            Ok(_) => {
+                let text = std::fs::read_to_string(&path)
+                    .map_err(CliError::io(format!("cannot read {}", path.display())))?;
+                Self::parse(&text)
+                    .map_err(|error| CliError::Usage(format!("{}: {error}", path.display())))?
+            }
+        };
+        config.listen.apply(flags);
+        Ok(config)
+    }
+
+    fn parse(text: &str) -> Result<Self, toml::de::Error> {
+        toml::from_str(text)
+    }
+}
+
+impl ListenConfig {
+    fn apply(&mut self, flags: &ListenArgs) {
+        if flags.local {
+            let free = SocketAddr::from(([127, 0, 0, 1], 0));
+            (self.signal, self.data, self.file, self.api) = (free, free, free, free);
+            self.data_metrics = MetricsAddress(Some(free));
+        }
+        let set = |place: &mut SocketAddr, flag: Option<SocketAddr>| {
+            if let Some(address) = flag {
+                *place = address;
+            }
+        };
+        set(&mut self.signal, flags.signal_listen);
+        set(&mut self.data, flags.data_listen);
+        set(&mut self.file, flags.file_listen);
+        set(&mut self.api, flags.api_listen);
+        if flags.metrics_listen.is_some() {
+            self.data_metrics = MetricsAddress(flags.metrics_listen);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_file_is_the_default_and_a_misspelt_key_is_refused() {
+        let config = ServerConfig::parse("").unwrap();
+        assert_eq!(config.listen.signal.port(), 28668);
+        assert!(ServerConfig::parse("[listen]\nsignals = '0.0.0.0:1'").is_err());
+        assert!(ServerConfig::parse("[listen]\ndata_metrics = 'no'").is_err());
+    }
+
+    #[test]
+    fn flags_win_over_the_file() {
+        let text = "[listen]\nsignal = '0.0.0.0:1'\ndata_metrics = 'off'\n[data]\ndisk = 'plain'";
+        let mut config = ServerConfig::parse(text).unwrap();
+        assert_eq!(config.listen.data_metrics, MetricsAddress(None));
+        assert_eq!(config.data.disk, Disk::Plain);
+        let here = SocketAddr::from(([127, 0, 0, 1], 9));
+        let flags = ListenArgs { local: true, signal_listen: Some(here), ..ListenArgs::default() };
+        config.listen.apply(&flags);
+        assert_eq!(config.listen.signal, here);
+        assert_eq!(config.listen.api, SocketAddr::from(([127, 0, 0, 1], 0)));
+    }
+}
