@@ -1,0 +1,24 @@
+//! The part without I/O: what a file is, what is known of it, and how it moves between peers.
+//!
+//! Modules from the bottom up: [`geometry`] (pieces and blocks of a size), [`merkle`] (the tree of
+//! BEP 52), [`manifest`] (what identifies a file), [`bitfield`] and [`piece_map`] (what is here),
+//! [`peer_wire`] (messages), [`link`] (the protocol with one peer), [`hashes`] and [`download`]
+//! (what to fetch next and whether it is true), [`upload`] (what one peer asked for), and at the
+//! top [`leecher`] and [`seeder`], which join one link with a download or an upload. A swarm owns
+//! many links over one [`download::Download`]; nothing below `leecher` knows that there is only one.
+
+pub mod bitfield;
+pub mod download;
+pub mod geometry;
+pub mod hashes;
+pub mod leecher;
+pub mod link;
+pub mod manifest;
+pub mod merkle;
+pub mod name;
+pub mod pace;
+pub mod peer_wire;
+pub mod piece_map;
+pub mod piece_tree;
+pub mod seeder;
+pub mod upload;

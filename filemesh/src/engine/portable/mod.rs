@@ -1,0 +1,12 @@
+//! The engine for every kernel: plain reads and writes at offsets.
+
+mod hash;
+mod leaf_file;
+mod partial;
+mod seed_file;
+mod state_file;
+
+pub use hash::{HashedFile, hash_file};
+pub use leaf_file::{LeafFile, LeafFileWriter};
+pub use partial::{Attributes, PartialFile};
+pub use seed_file::SeedFile;

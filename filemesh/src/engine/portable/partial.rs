@@ -1,0 +1,196 @@
+//! A file that is being received: hidden beside its final place, then renamed into it.
+//!
+//! The temporary name is `.skein-<transfer id>.part` in the target directory, so that the rename
+//! stays on one file system. It is opened relative to the directory's descriptor, never through a
+//! link, and refused if it is not a plain file of this user. Space is allocated up front. Nobody
+//! ever sees the final name with half a file: it appears by rename after everything was flushed.
+//! What is claimed of an earlier run is in a state file ([`super::state_file`]).
+
+use super::state_file::{StateFile, StateOf};
+use crate::core::bitfield::Bitfield;
+use crate::core::geometry::{BLOCK_BYTES, Geometry};
+use crate::core::manifest::Manifest;
+use crate::core::name::check_file_name;
+use crate::engine::error::{Context, FileError};
+use crate::engine::{FileStamp, Owner, TargetDir, sys};
+use skein_wire::ids::TransferId;
+use std::fs::{File, Permissions};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+/// What a file gets when it is finished.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Attributes {
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub owner: Owner,
+    /// Modification time, milliseconds since 1970; `None`: when it was written.
+    pub mtime_ms: Option<i64>,
+}
+
+/// A file that is being received. Dropping it keeps it for a later run.
+#[derive(Debug)]
+pub struct PartialFile {
+    dir: TargetDir,
+    temporary: Vec<u8>,
+    name: Vec<u8>,
+    path: PathBuf,
+    file: File,
+    geometry: Geometry,
+    state: StateFile,
+    is_new: bool,
+}
+
+impl PartialFile {
+    /// Opens the partial file of `transfer` for `name` in `dir`, or makes it and allocates its
+    /// space. Its state is kept in `state_dir`, which must exist.
+    pub fn open(
+        dir: TargetDir,
+        name: &[u8],
+        transfer: &TransferId,
+        manifest: &Manifest,
+        state_dir: &Path,
+    ) -> Result<Self, FileError> {
+        check_file_name(name)?;
+        let temporary = format!(".skein-{transfer}.part").into_bytes();
+        let path = dir.entry(&temporary);
+        let (file, is_new) = open_temporary(&dir, &temporary, &path)?;
+        let size = manifest.geometry.size_bytes();
+        if let Err(error) = allocate(&dir, &file, &path, size) {
+            if is_new {
+                let _ = sys::unlink_at(dir.as_fd(), &temporary); // the first error tells more
+            }
+            return Err(error);
+        }
+        let stamp = FileStamp::of(&file.metadata().on("look at", &path)?);
+        let (geometry, root) = (&manifest.geometry, &manifest.root);
+        let state =
+            StateFile::open(state_dir, &StateOf { transfer, geometry, root, stamp: &stamp })?;
+        let (name, geometry) = (name.to_vec(), manifest.geometry);
+        Ok(Self { dir, temporary, name, path, file, geometry, state, is_new })
+    }
+
+    /// Blocks that an earlier run claims to have written; for
+    /// [`Download::new`](crate::core::download::Download::new), which proves them first.
+    pub fn claimed(&self) -> Option<Bitfield> {
+        let claims = !self.is_new && self.state.blocks().next_one(0).is_some();
+        claims.then(|| self.state.blocks().clone())
+    }
+
+    /// Writes proved `data` at `offset`: whole blocks from a block border on.
+    pub fn write_at(&mut self, offset: u64, data: &[u8]) -> Result<(), FileError> {
+        let end = offset + data.len() as u64;
+        let whole = end.is_multiple_of(u64::from(BLOCK_BYTES)) || end == self.geometry.size_bytes();
+        let start =
+            self.geometry.block_at(offset).filter(|_| whole && end <= self.geometry.size_bytes());
+        let start = start.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput));
+        let start = start.on("write other than whole blocks to", &self.path)?;
+        self.file.write_all_at(data, offset).on("write", &self.path)?;
+        self.state.claim(start..end.div_ceil(u64::from(BLOCK_BYTES)) as u32)
+    }
+
+    /// Appends exactly `len` bytes at `offset` to `out`; on failure `out` is as before.
+    pub fn append_at(&self, offset: u64, len: usize, out: &mut Vec<u8>) -> Result<(), FileError> {
+        sys::append_at(&self.file, offset, len, out).on("read", &self.path)
+    }
+
+    /// Where the file will be.
+    pub fn final_path(&self) -> PathBuf {
+        self.dir.entry(&self.name)
+    }
+
+    /// Completes the file: attributes, flush, rename into place, flush of the directory. Call it
+    /// when every block is proved and written. After an error the partial file is still there.
+    pub fn finish(self, attributes: &Attributes) -> Result<FileStamp, FileError> {
+        let Self { dir, temporary, name, path, file, state, .. } = self;
+        let Owner { uid, gid } = attributes.owner;
+        // The owner first: changing it clears the set-id bits of a mode.
+        if uid.is_some() || gid.is_some() {
+            sys::change_owner(&file, uid, gid).on("change the owner of", &path)?;
+        }
+        let mode = Permissions::from_mode(attributes.mode);
+        file.set_permissions(mode).on("change the mode of", &path)?;
+        if let Some(mtime_ms) = attributes.mtime_ms {
+            sys::set_mtime(&file, mtime_ms).on("change the time of", &path)?;
+        }
+        file.sync_all().on("flush", &path)?;
+        sys::rename_at(dir.as_fd(), &temporary, &name).on("rename into place", &path)?;
+        dir.sync()?;
+        state.remove()?;
+        Ok(FileStamp::of(&file.metadata().on("look at", &path)?))
+    }
+
+    /// Removes the partial file and its state.
+    pub fn abandon(self) -> Result<(), FileError> {
+        sys::unlink_at(self.dir.as_fd(), &self.temporary).on("remove", &self.path)?;
+        self.state.remove()
+    }
+}
+
+/// Opens or makes the temporary file; true if it was made.
+fn open_temporary(dir: &TargetDir, name: &[u8], path: &Path) -> Result<(File, bool), FileError> {
+    let foreign = |why| FileError::Foreign { path: path.to_path_buf(), why };
+    // Not blocking, should somebody have put a FIFO there.
+    let flags = libc::O_RDWR | libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let create = flags | libc::O_CREAT | libc::O_EXCL;
+    let (opened, is_new) = match sys::open_at(dir.as_fd(), name, create, 0o600) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            (sys::open_at(dir.as_fd(), name, flags, 0), false)
+        }
+        result => (result, true),
+    };
+    let fd = match opened {
+        Err(error) if error.raw_os_error() == Some(libc::ELOOP) => {
+            return Err(foreign("it is a symbolic link"));
+        }
+        opened => opened.on("open", path)?,
+    };
+    let file = File::from(fd);
+    let metadata = file.metadata().on("look at", path)?;
+    if !metadata.is_file() {
+        return Err(foreign("it is no regular file"));
+    }
+    if metadata.uid() != sys::effective_uid() || metadata.nlink() != 1 {
+        return Err(foreign("it belongs to somebody else or has a second name"));
+    }
+    match sys::try_lock(&file) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            Err(FileError::Busy { path: path.to_path_buf() })
+        }
+        // File systems without locks are no reason to fail.
+        _ => Ok((file, is_new)),
+    }
+}
+
+/// Gives `file` its size, with all its space if the file system can do that.
+fn allocate(dir: &TargetDir, file: &File, path: &Path, size: u64) -> Result<(), FileError> {
+    let metadata = file.metadata().on("look at", path)?;
+    if metadata.len() > size {
+        file.set_len(0).on("truncate", path)?;
+    }
+    let metadata = file.metadata().on("look at", path)?;
+    let needed_bytes = size.saturating_sub(metadata.blocks() * 512);
+    let free_bytes = dir.free_bytes()?;
+    if needed_bytes > free_bytes {
+        return Err(FileError::NoSpace {
+            path: dir.path().to_path_buf(),
+            needed_bytes,
+            free_bytes,
+        });
+    }
+    if size > 0 {
+        match sys::allocate(file, size) {
+            Err(error) if is_unsupported(&error) => {}
+            result => result.on("allocate", path)?,
+        }
+    }
+    file.set_len(size).on("set the size of", path)
+}
+
+fn is_unsupported(error: &io::Error) -> bool {
+    let unsupported = [libc::EOPNOTSUPP, libc::ENOSYS, libc::EINVAL];
+    error.raw_os_error().is_some_and(|errno| unsupported.contains(&errno))
+}
