@@ -20,6 +20,7 @@ pub mod home;
 pub mod identity;
 pub mod link;
 pub mod paths;
+pub mod spool;
 pub mod sys;
 pub mod tasks;
 
