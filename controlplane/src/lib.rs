@@ -1,4 +1,9 @@
 //! Skein's control process: store, identity, fleet registry, commands, transfers and APIs.
 
 pub mod api;
+mod clock;
+mod files;
+pub mod identity;
+mod random;
+pub mod registry;
 pub mod store;
