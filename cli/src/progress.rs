@@ -43,7 +43,7 @@ impl Progress {
             bar.set_message(note.to_owned());
         } else if !self.quiet && self.last_line.elapsed() >= LINE_INTERVAL {
             self.last_line = Instant::now();
-            let percent = if total == 0 { 0 } else { position * 100 / total };
+            let percent = (position * 100).checked_div(total).unwrap_or(0);
             eprintln!("{} {percent} % {note}", self.title);
         }
     }

@@ -1,0 +1,212 @@
+//! Valid inputs of every target, made by the encoders: what the seeds in `fuzz/seeds` are written
+//! from, and what the mutations of plain `cargo test` start at.
+
+use skein_filemesh::core::peer_wire::{BlockRange, Handshake, HashRange, Message as PeerMessage};
+use skein_wire::batch::{BatchBuilder, BatchHeader};
+use skein_wire::compress::{Codec, Compressor};
+use skein_wire::data::{
+    Ack, AgentFrame, Credit, Hold, HoldReason, LaneOpen, LaneReady, LaneStat, ServerFrame,
+};
+use skein_wire::fleet::v1::{self as fleet, FromData, ToData, from_data, to_data};
+use skein_wire::frame::encode_message;
+use skein_wire::hello::{ChannelKind, Hello, HelloAck, HelloStatus};
+use skein_wire::ids::{AgentId, DataId, Epoch, Instance, Sequence};
+use skein_wire::prost::Message;
+use skein_wire::signal::v1::{
+    self as signal, AgentMessage, Command, EnrolRequest, ServerMessage, agent_message,
+    server_message,
+};
+use skein_wire::token::JoinToken;
+
+/// One input: target, name, bytes.
+pub type Sample = (&'static str, &'static str, Vec<u8>);
+
+/// All of them.
+pub fn samples() -> Vec<Sample> {
+    let mut samples = Vec::new();
+    samples.extend(messages());
+    samples.extend(hellos());
+    samples.extend(data_frames());
+    samples.extend(bodies());
+    samples.extend(peer_messages());
+    let token = JoinToken { id: [1; 8], secret: [2; 16], ca_sha256: [3; 32] };
+    samples.push(("wire_token", "token", token.to_string().into_bytes()));
+    samples.push(("wire_token", "agent_id", b"0:10.0.0.1".to_vec()));
+    samples
+}
+
+fn frame<M: Message>(message: &M) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    encode_message(message, 1 << 20, &mut bytes).expect("samples are small");
+    bytes
+}
+
+fn messages() -> Vec<Sample> {
+    let facts = signal::HostFacts {
+        hostname: "web-1".into(),
+        ips: vec!["10.0.0.1".into(), "fe80::1".into()],
+        labels: [("role".to_owned(), "web".to_owned())].into(),
+        cloud_id: -1,
+        memory_bytes: 1 << 34,
+        ..signal::HostFacts::default()
+    };
+    let enrol = EnrolRequest {
+        token_id: "0101".into(),
+        token_secret: vec![2; 16].into(),
+        csr_der: vec![0x30; 120].into(),
+        agent_id: String::new(),
+        facts: Some(facts.clone()),
+    };
+    let update =
+        signal::TaskUpdate { task_id: vec![5; 16].into(), exit_code: -1, ..Default::default() };
+    let agent = |kind| frame(&AgentMessage { kind: Some(kind) });
+    let command = Command {
+        body: vec![1; 40].into(),
+        not_after_ms: i64::MAX,
+        key_id: 1,
+        signature: vec![9; 64].into(),
+        leaf_count: 2,
+        leaf_index: 1,
+        nonce: vec![4; 16].into(),
+        path: vec![vec![8; 32].into()],
+    };
+    let server = server_message::Kind::Command(command.clone());
+    let lanes = fleet::LaneReport { lanes: vec![fleet::LaneState::default(); 2] };
+    let stream = fleet::Stream {
+        stream_id: 1,
+        name: "s".into(),
+        sink: Some(fleet::stream::Sink::File(fleet::FileStream::default())),
+    };
+    let table = fleet::RoutingTable { revision: 2, streams: vec![stream], routes: Vec::new() };
+    vec![
+        ("wire_enrol", "request", frame(&enrol)),
+        ("wire_signal", "facts", agent(agent_message::Kind::Facts(facts))),
+        ("wire_signal", "task_update", agent(agent_message::Kind::TaskUpdate(update))),
+        ("wire_signal", "command", frame(&ServerMessage { kind: Some(server) })),
+        ("wire_command", "command", command.encode_to_vec()),
+        ("wire_fleet", "lanes", frame(&FromData { kind: Some(from_data::Kind::Lanes(lanes)) })),
+        ("wire_fleet", "table", frame(&ToData { kind: Some(to_data::Kind::Table(table)) })),
+    ]
+}
+
+fn hellos() -> Vec<Sample> {
+    let hello = Hello::new(ChannelKind::Data, Instance([6; 16]));
+    let ack = HelloAck {
+        version: 1,
+        status: HelloStatus::RetryLater,
+        retry_after_ms: 1500,
+        session_id: 77,
+        server_time_ms: 1_767_225_600_000,
+    };
+    vec![
+        ("wire_hello", "hello", hello.encode().to_vec()),
+        ("wire_hello", "ack", ack.encode().to_vec()),
+    ]
+}
+
+fn data_frames() -> Vec<Sample> {
+    let (data_id, epoch) = (DataId(1001), Epoch(3));
+    let (first, next) = (Sequence(10), Sequence(20));
+    let agent = |frame: AgentFrame<'_>| {
+        let mut bytes = Vec::new();
+        frame.encode(&mut bytes);
+        bytes
+    };
+    let server = |frame: ServerFrame| {
+        let mut bytes = Vec::new();
+        frame.encode(&mut bytes);
+        bytes
+    };
+    let from_agent = "wire_data_from_agent";
+    let from_server = "wire_data_from_server";
+    let mut samples = vec![
+        (from_agent, "open", agent(AgentFrame::LaneOpen(LaneOpen { data_id, epoch, first, next }))),
+        (from_agent, "keep_alive", agent(AgentFrame::KeepAlive)),
+        (
+            from_agent,
+            "stat",
+            agent(AgentFrame::LaneStat(LaneStat {
+                data_id,
+                epoch,
+                spool_records: 1,
+                spool_bytes: 2,
+                dropped_records: 3,
+            })),
+        ),
+        (
+            from_server,
+            "ready",
+            server(ServerFrame::LaneReady(LaneReady {
+                data_id,
+                epoch,
+                resume: first,
+                credit_bytes: 9,
+            })),
+        ),
+        (from_server, "ack", server(ServerFrame::Ack(Ack { data_id, epoch, next }))),
+        (
+            from_server,
+            "credit",
+            server(ServerFrame::Credit(Credit { data_id, limit_bytes: 1 << 20 })),
+        ),
+        (
+            from_server,
+            "hold",
+            server(ServerFrame::Hold(Hold { data_id, reason: HoldReason::Quota })),
+        ),
+        (from_server, "go_away", server(ServerFrame::GoAway { reconnect_after_ms: 5 })),
+    ];
+    for (name, codec) in [("none", Codec::None), ("lz4", Codec::Lz4), ("zstd", Codec::Zstd)] {
+        let (header, body) = batch(codec);
+        samples.push((from_agent, name, agent(AgentFrame::Batch { header, body: &body })));
+    }
+    samples
+}
+
+fn batch(codec: Codec) -> (BatchHeader, Vec<u8>) {
+    let mut builder = BatchBuilder::new(DataId(1001), 4096);
+    for line in 0..8 {
+        builder.push(1_767_225_600_000 + line, format!("line {line} of a log, {line}").as_bytes());
+    }
+    let agent = AgentId::parse("agent-1").expect("a valid id");
+    let mut compressor = Compressor::new(codec, 1).expect("the codec is known");
+    builder.seal((&agent, Epoch(3), Sequence(10)), &mut compressor, 0).expect("it is small")
+}
+
+/// Inputs of the two targets below a batch: its opened body with a count, its body with a codec.
+fn bodies() -> Vec<Sample> {
+    let (header, raw) = batch(Codec::None);
+    let mut records = u16::try_from(header.record_count).expect("eight").to_be_bytes().to_vec();
+    records.extend_from_slice(&raw);
+    let mut samples = vec![("wire_records", "records", records)];
+    for (name, codec) in [("none", Codec::None), ("lz4", Codec::Lz4), ("zstd", Codec::Zstd)] {
+        let (header, body) = batch(codec);
+        let mut input = vec![codec as u8];
+        input.extend_from_slice(&header.raw_bytes.to_be_bytes()[1..]);
+        input.extend_from_slice(&body);
+        samples.push(("wire_decompress", name, input));
+    }
+    samples
+}
+
+fn peer_messages() -> Vec<Sample> {
+    let range = BlockRange { piece: 1, begin: 16384, len: 16384 };
+    let hashes = HashRange { root: [1; 32], base_layer: 0, index: 0, length: 2, proof_layers: 0 };
+    let messages = [
+        PeerMessage::KeepAlive,
+        PeerMessage::HaveAll,
+        PeerMessage::Interested,
+        PeerMessage::Unchoke,
+        PeerMessage::Bitfield(&[0xf0]),
+        PeerMessage::Have(3),
+        PeerMessage::Request(range),
+        PeerMessage::Reject(range),
+        PeerMessage::HashRequest(hashes),
+        PeerMessage::Hashes(hashes, &[7; 64]),
+        PeerMessage::Extended(0, b"d1:md2:aai1eee"),
+    ];
+    let mut stream = Vec::new();
+    messages.iter().for_each(|message| message.encode(&mut stream));
+    let handshake = Handshake::new([1; 20], [2; 20]).encode().to_vec();
+    vec![("mesh_peer_wire", "handshake", handshake), ("mesh_peer_wire", "stream", stream)]
+}
