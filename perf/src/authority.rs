@@ -11,6 +11,7 @@ use rcgen::{
 use rustls::ClientConfig;
 use rustls::RootCertStore;
 use rustls::client::WebPkiServerVerifier;
+use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use skein_wire::ids::AgentId;
 
@@ -58,6 +59,19 @@ impl Authority {
         std::fs::write(folder.join("server.crt"), certificate.pem() + &self.certificate_pem)?;
         std::fs::write(folder.join("server.key"), key.serialize_pem())?;
         Ok(())
+    }
+
+    /// TLS as a server speaks it that asks for no client certificate; `folder` is scratch.
+    pub fn server_config(&self, folder: &Path) -> anyhow::Result<rustls::ServerConfig> {
+        self.write_server(folder)?;
+        let chain = CertificateDer::pem_file_iter(folder.join("server.crt"))?;
+        let chain = chain.collect::<Result<Vec<_>, _>>()?;
+        let key = PrivateKeyDer::from_pem_file(folder.join("server.key"))?;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        Ok(rustls::ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .with_no_client_auth()
+            .with_single_cert(chain, key)?)
     }
 
     /// TLS as `agent` speaks it.

@@ -4,12 +4,16 @@
 mod agents;
 mod authority;
 mod channel;
+mod idle;
 mod ingest;
 mod lab;
 mod parts;
+mod pipeline;
 mod process;
+mod push;
 mod report;
 mod sessions;
+mod site;
 
 use std::path::PathBuf;
 
@@ -32,6 +36,12 @@ enum What {
     Sessions(sessions::Sessions),
     /// The parts of ingest alone, on one thread
     Parts(parts::Parts),
+    /// From a file to a file over TLS, beside rsyslog and syslog-ng
+    Pipeline(pipeline::Pipeline),
+    /// A file to one host: CPU of all processes against the sum of the parts
+    Push(push::Push),
+    /// An agent that has nothing to do: memory, CPU, size
+    Idle(idle::Idle),
     #[command(hide = true)]
     DataProcess {
         #[arg(long, default_value_t = 1)]
@@ -45,6 +55,9 @@ fn main() -> anyhow::Result<()> {
         What::Ingest(ingest) => ingest.run(),
         What::Sessions(sessions) => sessions.run(),
         What::Parts(parts) => parts.run(),
+        What::Pipeline(pipeline) => pipeline.run(),
+        What::Push(push) => push.run(),
+        What::Idle(idle) => idle.run(),
         What::DataProcess { cores, folder } => {
             let any = |host: [u8; 4]| std::net::SocketAddr::from((host, 0));
             let mut config = DataConfig::new(folder);
