@@ -156,7 +156,7 @@ impl Geometry {
 
 /// Exponent of the smallest power of two that is at least `n`; 0 for 0 and 1.
 pub fn ceil_log2(n: u32) -> u32 {
-    n.max(1).next_power_of_two().ilog2()
+    u32::BITS - (n.max(1) - 1).leading_zeros()
 }
 
 #[cfg(test)]

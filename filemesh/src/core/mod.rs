@@ -22,3 +22,6 @@ pub mod piece_map;
 pub mod piece_tree;
 pub mod seeder;
 pub mod upload;
+
+#[cfg(test)]
+mod transfer_tests;

@@ -63,6 +63,9 @@ impl PieceTree {
     /// The uncles that `range` asks for, bottom up; `None` if it climbs outside of this tree.
     pub fn uncles(&self, range: &HashRange) -> Option<Vec<Hash>> {
         let start = range.length.ilog2();
+        if range.uncle_count() > self.geometry.tree_height() {
+            return None;
+        }
         (start..start + range.uncle_count())
             .map(|level| {
                 let height = range.base_layer.checked_add(level)?;
