@@ -1,0 +1,2 @@
+//! Criterion benchmarks of Skein's parts: `cargo bench -p skein-benches`. Whole-system
+//! measurements, and comparisons with peers, are in `perf/`.
