@@ -1,0 +1,99 @@
+//! A file that an agent offered and that goes into the server's cache: its partial file, and the
+//! leaves sidecar that lets it be seeded right after.
+
+use std::fs;
+use std::ops::Range;
+use std::path::PathBuf;
+
+use skein_filemesh::core::bitfield::Bitfield;
+use skein_filemesh::core::manifest::Manifest;
+use skein_filemesh::core::peer_wire::info_hash;
+use skein_filemesh::engine::{Attributes, Owner, PartialFile, TargetDir};
+use skein_wire::fleet::v1 as fleet;
+use skein_wire::ids::{AgentId, TransferId};
+
+/// What control ordered.
+#[derive(Debug)]
+pub struct FetchOrder {
+    /// Its transfer.
+    pub transfer: TransferId,
+    /// The agent that has the file.
+    pub agent: AgentId,
+    /// Its name in handshakes.
+    pub info_hash: [u8; 20],
+    /// What identifies the content.
+    pub manifest: Manifest,
+    /// Server time until which it is waited for.
+    pub not_after_ms: i64,
+    path: PathBuf,
+}
+
+impl FetchOrder {
+    /// Checks the order.
+    pub fn new(fetch: fleet::FetchFile) -> Result<Self, String> {
+        let transfer = TransferId::from_slice(&fetch.transfer_id).map_err(|e| e.to_string())?;
+        let info = fetch.file.as_ref().ok_or("the order names no file")?;
+        let manifest = Manifest::from_info(info).map_err(|e| e.to_string())?;
+        Ok(Self {
+            transfer,
+            agent: AgentId::parse(&fetch.agent_id).map_err(|e| e.to_string())?,
+            info_hash: info_hash(&transfer.0, &manifest.root),
+            manifest,
+            not_after_ms: fetch.not_after_ms,
+            path: PathBuf::from(fetch.path),
+        })
+    }
+
+    /// Opens the partial file, allocating its space. Blocks: file threads only.
+    pub fn open(&self) -> Result<FetchDisk, String> {
+        let directory = self.path.parent().ok_or("the cache path has no folder")?;
+        let name = self.path.file_name().ok_or("the cache path has no name")?;
+        let state_dir = directory.join(".fetch");
+        fs::create_dir_all(&state_dir).map_err(|e| format!("{}: {e}", state_dir.display()))?;
+        let dir = TargetDir::open(directory, false).map_err(|e| e.to_string())?;
+        let name = name.as_encoded_bytes();
+        let file = PartialFile::open(dir, name, &self.transfer, &self.manifest, &state_dir)
+            .map_err(|e| e.to_string())?;
+        Ok(FetchDisk { file })
+    }
+}
+
+/// The disk side of one fetch. Owned by whoever works with it now: the session or a file thread.
+#[derive(Debug)]
+pub struct FetchDisk {
+    file: PartialFile,
+}
+
+/// Proved bytes of a buffer, each with its place in the file.
+pub type WriteJob = Vec<(u64, Range<usize>)>;
+
+impl FetchDisk {
+    /// Blocks that an earlier run claims to have written.
+    pub fn claimed(&self) -> Option<Bitfield> {
+        self.file.claimed()
+    }
+
+    /// Writes; the answer is how many bytes. Blocks: file threads only.
+    pub fn write(&mut self, buffer: &[u8], writes: &WriteJob) -> Result<u64, String> {
+        let mut bytes = 0;
+        for (offset, data) in writes {
+            self.file.write_at(*offset, &buffer[data.clone()]).map_err(|e| e.to_string())?;
+            bytes += data.len() as u64;
+        }
+        Ok(bytes)
+    }
+
+    /// Reads back. Blocks: file threads only.
+    pub fn read(&self, range: &Range<u64>) -> Option<Vec<u8>> {
+        let mut data = Vec::new();
+        let bytes = (range.end - range.start) as usize;
+        self.file.append_at(range.start, bytes, &mut data).ok().map(|()| data)
+    }
+
+    /// Completes the file: flushed, renamed. Blocks: file threads only.
+    pub fn finish(self) -> Result<(), String> {
+        let owner = Owner { uid: None, gid: None };
+        let attributes = Attributes { mode: 0o600, owner, mtime_ms: None };
+        self.file.finish(&attributes).map(|_| ()).map_err(|e| e.to_string())
+    }
+}

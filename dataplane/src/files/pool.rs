@@ -1,0 +1,34 @@
+//! A few threads that may block on disks, so that shards never do.
+
+use std::io;
+use std::thread;
+
+use crate::limits::FILE_JOBS_MAX;
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// Threads with one bounded queue. They end when the last handle is dropped.
+#[derive(Clone)]
+pub struct FilePool {
+    jobs: flume::Sender<Job>,
+}
+
+impl FilePool {
+    /// Starts `threads` threads (at least one).
+    pub fn start(threads: usize) -> io::Result<Self> {
+        let (jobs, queue) = flume::bounded::<Job>(FILE_JOBS_MAX);
+        for number in 0..threads.max(1) {
+            let queue = queue.clone();
+            thread::Builder::new()
+                .name(format!("file-{number}"))
+                .spawn(move || queue.iter().for_each(|job| job()))?;
+        }
+        Ok(Self { jobs })
+    }
+
+    /// Queues a job; false when the queue is full.
+    #[must_use]
+    pub fn submit(&self, job: impl FnOnce() + Send + 'static) -> bool {
+        self.jobs.try_send(Box::new(job)).is_ok()
+    }
+}
