@@ -21,8 +21,10 @@ pub mod identity;
 pub mod link;
 pub mod paths;
 pub mod spool;
+pub mod status;
 pub mod sys;
 pub mod tasks;
+pub mod transfers;
 
 /// Version of this agent, as it reports it.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

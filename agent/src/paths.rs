@@ -125,16 +125,23 @@ impl PathRules {
     pub fn check(&self, access: Access, path: &Path) -> Result<(), PathError> {
         let rules = if access == Access::Read { &self.read } else { &self.write };
         let longest = |list: &[PathBuf]| {
-            list.iter().filter(|rule| path.starts_with(rule)).map(|rule| rule.as_os_str().len()).max()
+            list.iter()
+                .filter(|rule| path.starts_with(rule))
+                .map(|rule| rule.as_os_str().len())
+                .max()
         };
         let denied = |rule: String| PathError::Denied { path: path.to_owned(), rule };
         match (longest(&rules.allow), longest(&rules.deny)) {
             (None, _) => Err(denied("not below an allowed folder".into())),
             (Some(allow), Some(deny)) if deny >= allow => {
-                let rule = rules.deny.iter().find(|rule| {
-                    rule.as_os_str().len() == deny && path.starts_with(rule)
-                });
-                Err(denied(format!("{} is denied", rule.map_or("".into(), |r| r.display().to_string()))))
+                let rule = rules
+                    .deny
+                    .iter()
+                    .find(|rule| rule.as_os_str().len() == deny && path.starts_with(rule));
+                Err(denied(format!(
+                    "{} is denied",
+                    rule.map_or("".into(), |r| r.display().to_string())
+                )))
             }
             _ => Ok(()),
         }
@@ -333,14 +340,18 @@ mod tests {
         let long = format!("/{}", "x".repeat(PATH_BYTES_MAX));
         for path in ["", "etc", "/tmp/../etc", "/tmp/a\0", "../..", &long] {
             let refused = rules.open_folder(Access::Write, path, true).unwrap_err();
-            assert!(matches!(refused, PathError::NotAbsolute(_) | PathError::Parent(_)), "{path:?}");
+            assert!(
+                matches!(refused, PathError::NotAbsolute(_) | PathError::Parent(_)),
+                "{path:?}"
+            );
         }
     }
 
     #[test]
     fn the_kernel_the_agent_and_secrets_are_protected() {
         let rules = rules(PathsConfig::default());
-        for path in ["/proc/1", "/sys", "/dev/sda", "/var/lib/skein-agent/identity", "/etc/shadow"] {
+        for path in ["/proc/1", "/sys", "/dev/sda", "/var/lib/skein-agent/identity", "/etc/shadow"]
+        {
             for access in [Access::Read, Access::Write] {
                 assert!(rules.check(access, Path::new(path)).is_err(), "{path}");
             }
@@ -406,7 +417,10 @@ mod tests {
         let rules = rules(PathsConfig::default());
         let opened = rules.open_folder(Access::Write, &link, false);
         assert!(matches!(opened, Err(PathError::Link { uid: 65534, .. })));
-        assert!(matches!(rules.open_file(&format!("{link}/hostname")), Err(PathError::Link { .. })));
+        assert!(matches!(
+            rules.open_file(&format!("{link}/hostname")),
+            Err(PathError::Link { .. })
+        ));
     }
 
     #[test]

@@ -60,7 +60,9 @@ pub enum LinkError {
         source: io::Error,
     },
     /// TLS failed: one side does not trust the other.
-    #[error("TLS with {server} failed: {source}; was the server's authority replaced, or this agent revoked?")]
+    #[error(
+        "TLS with {server} failed: {source}; was the server's authority replaced, or this agent revoked?"
+    )]
     Tls {
         /// Address.
         server: String,
@@ -320,9 +322,8 @@ pub(crate) async fn greet(
     };
     // With TLS 1.3 a server refuses a client's certificate only after the client's handshake is
     // complete, so that refusal shows here.
-    let certificate = |error: &io::Error| {
-        error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>())
-    };
+    let certificate =
+        |error: &io::Error| error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>());
     match exchange.await {
         Ok(_) => {}
         Err(source) if certificate(&source) => {

@@ -98,8 +98,11 @@ impl Servers {
 
     /// A server names others, in the order in which they should be tried.
     pub fn announce(&self, addresses: &[String]) {
-        let servers: Vec<Server> =
-            addresses.iter().take(SERVERS_MAX).filter_map(|text| from_host(text, self.ports)).collect();
+        let servers: Vec<Server> = addresses
+            .iter()
+            .take(SERVERS_MAX)
+            .filter_map(|text| from_host(text, self.ports))
+            .collect();
         let mut state = self.lock();
         if state.announced != servers {
             *state = State { announced: servers, current: 0 };

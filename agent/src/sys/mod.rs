@@ -4,6 +4,6 @@
 
 pub mod dir;
 pub mod net;
-pub mod procfs;
 pub mod process;
+pub mod procfs;
 pub mod user;

@@ -26,7 +26,8 @@ pub fn addresses() -> Vec<(String, IpAddr)> {
         }
         // SAFETY: `ifa_addr` is null or a socket address whose family says its type, and
         // `ifa_name` is a NUL-terminated name.
-        let (address, name) = unsafe { (address_of(entry.ifa_addr), CStr::from_ptr(entry.ifa_name)) };
+        let (address, name) =
+            unsafe { (address_of(entry.ifa_addr), CStr::from_ptr(entry.ifa_name)) };
         if let Some(address) = address {
             found.push((name.to_string_lossy().into_owned(), address));
         }

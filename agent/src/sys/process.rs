@@ -191,11 +191,8 @@ pub fn read_signals(fd: &mut File) -> Vec<i32> {
 /// Waits until one of `fds` has bytes or an end to read, at most `timeout_ms` (none: for ever), and
 /// says which.
 pub fn wait_readable(fds: &[BorrowedFd<'_>], timeout_ms: Option<u64>) -> io::Result<Vec<bool>> {
-    let event = |fd: &BorrowedFd<'_>| libc::pollfd {
-        fd: fd.as_raw_fd(),
-        events: libc::POLLIN,
-        revents: 0,
-    };
+    let event =
+        |fd: &BorrowedFd<'_>| libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
     let mut polled: Vec<libc::pollfd> = fds.iter().map(event).collect();
     let timeout = timeout_ms.map_or(-1, |ms| ms.min(i32::MAX as u64) as libc::c_int);
     // SAFETY: `polled` has as many entries as we say.

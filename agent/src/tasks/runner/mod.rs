@@ -81,7 +81,8 @@ pub fn run(dir: &Path, worker: Option<UnixStream>) -> io::Result<i32> {
     let listener = UnixListener::bind("ctl.sock")?;
     listener.set_nonblocking(true)?;
     std::fs::set_permissions("ctl.sock", std::fs::Permissions::from_mode(0o600))?;
-    let signals = process::signal_fd(&[process::SIGCHLD, process::SIGTERM, process::SIGINT, libc::SIGHUP])?;
+    let signals =
+        process::signal_fd(&[process::SIGCHLD, process::SIGTERM, process::SIGINT, libc::SIGHUP])?;
 
     let spec = records::read::<Spec>(dir, "spec")?
         .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the task has no spec"))?;
@@ -123,7 +124,8 @@ impl Script {
     /// Forks the script, writes `started`, lets it go.
     fn start(dir: &Path, spec: &Spec) -> io::Result<Script> {
         let id = skein_wire::ids::hex_encode(&spec.task_id);
-        let named = |what: &str, error: io::Error| io::Error::new(error.kind(), format!("{what}: {error}"));
+        let named =
+            |what: &str, error: io::Error| io::Error::new(error.kind(), format!("{what}: {error}"));
         let mut options = File::options();
         options.create(true).truncate(true).read(true).write(true).mode(0o600);
         let file = options.open("output").map_err(|error| named("output", error))?;
@@ -139,7 +141,8 @@ impl Script {
         drop(program);
         let pid = held.pid;
         let started_ms = clock::wall_ms();
-        let released = write_started(dir, pid, started_ms, &tree).and_then(|()| release(held, spec));
+        let released =
+            write_started(dir, pid, started_ms, &tree).and_then(|()| release(held, spec));
         if let Err(error) = released {
             tree.kill(KILL_TIME, reap_all);
             tree.remove();
@@ -149,7 +152,12 @@ impl Script {
         Ok(Script { pid, started_ms, tree, output, ended: None })
     }
 
-    fn supervise(mut self, spec: &Spec, mut workers: Workers, mut signals: File) -> io::Result<i32> {
+    fn supervise(
+        mut self,
+        spec: &Spec,
+        mut workers: Workers,
+        mut signals: File,
+    ) -> io::Result<i32> {
         workers.notify();
         let timeout = match spec.timeout_ms {
             0 => TIMEOUT_MS_DEFAULT,
@@ -332,12 +340,7 @@ fn release(held: HeldChild, spec: &Spec) -> io::Result<()> {
     })
 }
 
-fn program(
-    spec: &Spec,
-    id: &str,
-    output: OwnedFd,
-    cgroup: Option<OwnedFd>,
-) -> io::Result<Program> {
+fn program(spec: &Spec, id: &str, output: OwnedFd, cgroup: Option<OwnedFd>) -> io::Result<Program> {
     let own = user::effective_uid();
     let user = if spec.user.is_empty() { user::by_uid(own)? } else { user::by_name(&spec.user)? };
     let user = match user {
@@ -397,9 +400,9 @@ fn script(switch: bool, user: &User) -> io::Result<(String, Option<OwnedFd>)> {
 }
 
 fn text(path: PathBuf) -> io::Result<String> {
-    path.into_os_string()
-        .into_string()
-        .map_err(|path| io::Error::new(io::ErrorKind::InvalidInput, format!("{path:?} is not UTF-8")))
+    path.into_os_string().into_string().map_err(|path| {
+        io::Error::new(io::ErrorKind::InvalidInput, format!("{path:?} is not UTF-8"))
+    })
 }
 
 /// The worker's end of the control socket; workers come and go.

@@ -1,0 +1,326 @@
+//! Fetching one file: checks, a channel, the leecher, the partial file, the rename.
+//!
+//! The file appears under its name only when every block was proved against the signed root and
+//! flushed. A channel that breaks is dialled again and the transfer goes on where it was; it ends
+//! without success when nothing new arrives for [`STUCK_MS`], or at once for what no retry mends.
+
+use std::path::Path;
+use std::time::Duration;
+
+use skein_filemesh::core::download::Download;
+use skein_filemesh::core::leecher::{Action, Failure, Leecher, LeecherOptions};
+use skein_filemesh::core::manifest::{MODE_MASK, Manifest};
+use skein_filemesh::core::peer_wire::{Handshake, info_hash, peer_id};
+use skein_filemesh::engine::{Attributes, FileError, Owner, PartialFile, TargetDir};
+use skein_observe::names;
+use skein_wire::hello::ChannelKind;
+use skein_wire::ids::TransferId;
+use skein_wire::signal::v1::{JoinTransfer, TransferState};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::watch;
+
+use super::{Shared, cancelled};
+use crate::clock;
+use crate::link::{LinkStream, Redial};
+use crate::paths::{Access, PathError, file_name};
+
+/// Without a new block for this long a transfer fails. Longer than a server's upgrade.
+const STUCK_MS: u64 = 900_000;
+/// The same while the server answers but has nothing for us: it has forgotten the transfer.
+const REFUSED_MS: u64 = 120_000;
+/// Servers that send false blocks are asked this often in all.
+const LIES_MAX: u32 = 3;
+/// Receive buffer: neighbouring blocks in it are written by one call.
+const READ_BYTES: usize = 512 * 1024;
+
+/// Why a fetch ended without its file.
+pub(super) enum FetchEnd {
+    /// It was not wanted any more.
+    Cancelled,
+    /// For this reason.
+    Failed(String),
+}
+
+impl From<FileError> for FetchEnd {
+    fn from(error: FileError) -> FetchEnd {
+        FetchEnd::Failed(error.to_string())
+    }
+}
+
+impl From<PathError> for FetchEnd {
+    fn from(error: PathError) -> FetchEnd {
+        FetchEnd::Failed(error.to_string())
+    }
+}
+
+/// How one channel ended.
+enum ChannelEnd {
+    Done,
+    Broken(String),
+    Peer(Failure),
+}
+
+struct Fetch<'a> {
+    shared: &'a Shared,
+    id: TransferId,
+    file: PartialFile,
+    /// When the last new block came.
+    progress_ms: u64,
+    verified_bytes: u64,
+    refused_blocks: u64,
+}
+
+/// Runs a transfer to its end.
+pub(super) async fn run(
+    shared: &Shared,
+    id: TransferId,
+    join: JoinTransfer,
+    mut cancel: watch::Receiver<bool>,
+) -> Result<(), FetchEnd> {
+    let turn = tokio::select! {
+        turn = shared.running.acquire() => turn,
+        () = cancelled(&mut cancel) => return Err(FetchEnd::Cancelled),
+    };
+    let _turn = turn.map_err(|_| FetchEnd::Failed("the agent stops".into()))?;
+    let info = join.file.clone().unwrap_or_default();
+    let manifest = Manifest::from_info(&info).map_err(|e| FetchEnd::Failed(e.to_string()))?;
+    let mode = if join.mode == 0 { manifest.mode } else { join.mode };
+    if mode & !MODE_MASK != 0 {
+        return Err(FetchEnd::Failed(format!("mode {mode:o} has bits that are no permissions")));
+    }
+    let attributes = Attributes {
+        mode,
+        owner: Owner::parse(&join.owner)?,
+        mtime_ms: (manifest.mtime_ms != 0).then_some(manifest.mtime_ms),
+    };
+    let file = open(shared, &id, &join, &manifest)?;
+    let mut update = super::update(&id, TransferState::Running);
+    update.verified_bytes = 0;
+    shared.board.set(id, update);
+    shared.changed.notify_one();
+    let progress_ms = clock::now_ms();
+    let mut fetch = Fetch { shared, id, file, progress_ms, verified_bytes: 0, refused_blocks: 0 };
+    let fetched = tokio::select! {
+        fetched = fetch.fetch(&join, &manifest) => fetched,
+        () = cancelled(&mut cancel) => Err(FetchEnd::Cancelled),
+    };
+    match fetched {
+        Ok(()) => {
+            fetch.file.finish(&attributes)?;
+            Ok(())
+        }
+        Err(end) => {
+            // What is there helps nobody: a new order is a new transfer.
+            if let Err(error) = fetch.file.abandon() {
+                tracing::warn!(transfer = %id, %error, "partial file is left");
+            }
+            Err(end)
+        }
+    }
+}
+
+/// Checks where the file shall go and opens its partial file there.
+fn open(
+    shared: &Shared,
+    id: &TransferId,
+    join: &JoinTransfer,
+    manifest: &Manifest,
+) -> Result<PartialFile, FetchEnd> {
+    let rules = &shared.settings.rules;
+    let name = file_name(&join.file_name)?;
+    // The rules are asked before a folder is made, and again about what was really opened.
+    let folder = rules.open_folder(Access::Write, &join.directory, join.create_directory)?;
+    rules.check(Access::Write, &folder.path.join(name))?;
+    let dir = TargetDir::open(&folder.path, false)?;
+    rules.check(Access::Write, &dir.resolved()?.join(name))?;
+    if folder.dir.stat(name).is_ok_and(|stat| stat.is_dir()) {
+        let text = format!("{} is a folder", folder.path.join(name).display());
+        return Err(FetchEnd::Failed(text));
+    }
+    check_room(&folder.path, &dir, manifest, shared.settings.limits.keep_free_bytes)?;
+    let name = std::os::unix::ffi::OsStrExt::as_bytes(name);
+    Ok(PartialFile::open(dir, name, id, manifest, &shared.settings.dir)?)
+}
+
+fn check_room(
+    path: &Path,
+    dir: &TargetDir,
+    manifest: &Manifest,
+    keep_free_bytes: u64,
+) -> Result<(), FetchEnd> {
+    let needed = manifest.geometry.size_bytes();
+    let free = dir.free_bytes()?;
+    // A partial file of an earlier run has its space already; then the engine's own check decides.
+    if needed > 0 && free < keep_free_bytes {
+        let text = format!(
+            "{} has {free} bytes free and {keep_free_bytes} must stay free; make room or lower \
+             transfers.keep_free_bytes",
+            path.display()
+        );
+        return Err(FetchEnd::Failed(text));
+    }
+    Ok(())
+}
+
+impl Fetch<'_> {
+    async fn fetch(&mut self, join: &JoinTransfer, manifest: &Manifest) -> Result<(), FetchEnd> {
+        let claimed = self.file.claimed();
+        let mut download = Download::new(manifest.geometry, manifest.root, claimed);
+        let mut redial = Redial::default();
+        let mut lies = 0;
+        while !download.is_done() {
+            let connected = self.shared.settings.dialer.connect(ChannelKind::File).await;
+            let (pause, bound, why) = match connected {
+                Err(error) => (redial.after(&error), STUCK_MS, error.to_string()),
+                Ok(link) => {
+                    let before = self.progress_ms;
+                    let (back, end) = self.channel(link, download, join, manifest).await?;
+                    download = back;
+                    if self.progress_ms > before {
+                        redial.reset();
+                    }
+                    match end {
+                        ChannelEnd::Done => break,
+                        ChannelEnd::Broken(why) => (redial.after_session(0), REFUSED_MS, why),
+                        ChannelEnd::Peer(failure) => {
+                            lies += u32::from(failure.is_lie());
+                            if lies >= LIES_MAX {
+                                return Err(FetchEnd::Failed(failure.to_string()));
+                            }
+                            (redial.after_session(0), REFUSED_MS, failure.to_string())
+                        }
+                    }
+                }
+            };
+            if clock::now_ms() >= self.progress_ms + bound {
+                return Err(FetchEnd::Failed(format!("no progress for too long: {why}")));
+            }
+            tracing::info!(transfer = %self.id, why, "file channel is dialled again");
+            tokio::time::sleep(pause.min(Duration::from_secs(5))).await;
+        }
+        self.note(&download);
+        Ok(())
+    }
+
+    /// Uses one channel until it ends; gives the download back.
+    async fn channel(
+        &mut self,
+        mut link: LinkStream,
+        download: Download,
+        join: &JoinTransfer,
+        manifest: &Manifest,
+    ) -> Result<(Download, ChannelEnd), FetchEnd> {
+        let agent = self.shared.settings.dialer.identity().get().agent_id.clone();
+        let ours = Handshake::new(info_hash(&self.id.0, &manifest.root), peer_id(agent.as_str()));
+        let options = LeecherOptions {
+            peer_name: link.server.clone(),
+            rate_limit_bytes_per_s: join.rate_limit_bytes_per_s,
+        };
+        let mut leecher = Leecher::connect(download, ours, options, clock::now_ms());
+        let (mut input, mut output) = (Vec::with_capacity(READ_BYTES), Vec::new());
+        let mut actions = Vec::new();
+        leecher.tick(clock::now_ms(), &mut actions);
+        let end = loop {
+            self.check_claims(&mut leecher, &mut actions).await;
+            if let Some(end) = self.act(&mut leecher, &mut actions, &input)? {
+                break end;
+            }
+            leecher.take_output(&mut output, clock::now_ms());
+            if !output.is_empty() {
+                // Requests are small: the server reads while it sends.
+                let sent = async {
+                    link.io.write_all(&output).await?;
+                    link.io.flush().await
+                };
+                if let Err(error) = sent.await {
+                    break ChannelEnd::Broken(error.to_string());
+                }
+                output.clear();
+            }
+            let now = clock::now_ms();
+            let deadline = leecher.deadline_ms().unwrap_or(now).saturating_sub(now);
+            let read = tokio::time::timeout(
+                Duration::from_millis(deadline.max(1)),
+                link.io.read_buf(&mut input),
+            );
+            match read.await {
+                Err(_) => leecher.tick(clock::now_ms(), &mut actions),
+                Ok(Ok(0)) => break ChannelEnd::Broken("the server closed the file channel".into()),
+                Ok(Err(error)) => break ChannelEnd::Broken(error.to_string()),
+                Ok(Ok(_)) => {
+                    let used = leecher.receive(&input, clock::now_ms(), &mut actions);
+                    if let Some(end) = self.act(&mut leecher, &mut actions, &input)? {
+                        break end;
+                    }
+                    input.drain(..used);
+                }
+            }
+            self.note(leecher.download());
+        };
+        // Says that nothing more is wanted, so that the server need not wonder.
+        leecher.take_output(&mut output, clock::now_ms());
+        let farewell = async {
+            link.io.write_all(&output).await?;
+            link.io.shutdown().await
+        };
+        let _ = tokio::time::timeout(Duration::from_secs(1), farewell).await;
+        Ok((leecher.into_download(), end))
+    }
+
+    /// Does what the leecher asks for; `input` is the buffer that writes refer to.
+    fn act(
+        &mut self,
+        leecher: &mut Leecher,
+        actions: &mut Vec<Action>,
+        input: &[u8],
+    ) -> Result<Option<ChannelEnd>, FetchEnd> {
+        let mut end = None;
+        while !actions.is_empty() {
+            for action in std::mem::take(actions) {
+                match action {
+                    Action::Write { offset, data } => {
+                        let length = data.len() as u64;
+                        self.file.write_at(offset, &input[data])?;
+                        metrics::counter!(names::AGENT_FILE_RECEIVED_BYTES).increment(length);
+                        leecher.written(length, clock::now_ms(), actions);
+                    }
+                    Action::Leaves { .. } => {}
+                    Action::Done => end = Some(ChannelEnd::Done),
+                    Action::Failed(failure) => end = Some(ChannelEnd::Peer(failure)),
+                }
+            }
+        }
+        Ok(end)
+    }
+
+    /// Proves what an earlier run claims to have written. Others get their turn in between.
+    async fn check_claims(&mut self, leecher: &mut Leecher, actions: &mut Vec<Action>) {
+        let mut data = Vec::new();
+        while let Some(range) = leecher.next_check() {
+            data.clear();
+            let length = (range.end - range.start) as usize;
+            let read = self.file.append_at(range.start, length, &mut data);
+            let read = read.ok().map(|()| data.as_slice());
+            leecher.checked(read, clock::now_ms(), actions);
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Puts the progress on the board.
+    fn note(&mut self, download: &Download) {
+        let progress = download.progress();
+        if progress.written_bytes != self.verified_bytes {
+            self.progress_ms = clock::now_ms();
+            self.verified_bytes = progress.written_bytes;
+        }
+        let refused = progress.refused_blocks.saturating_sub(self.refused_blocks);
+        self.refused_blocks += refused;
+        metrics::counter!(names::AGENT_FILE_REFUSED_BLOCKS).increment(refused);
+        if let Some(mut update) = self.shared.board.get(&self.id) {
+            update.verified_bytes = progress.written_bytes;
+            update.resumed_bytes = progress.resumed_bytes;
+            update.refused_blocks = progress.refused_blocks;
+            self.shared.board.set(self.id, update);
+        }
+    }
+}

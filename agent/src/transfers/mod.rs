@@ -1,0 +1,322 @@
+//! Files: fetched because a signed command says so, and offered to the server.
+//!
+//! One thread with its own small runtime does all of it, from TLS to disk, so that neither bulk
+//! cryptography nor a stalled disk is ever in the way of a heartbeat. An accepted order lies in
+//! `HOME/transfers` before anything happens and until its end was acknowledged; after kill -9 the
+//! next worker goes on from the blocks that are proved on disk.
+//!
+//! ```text
+//!   order ─► <id>.order ─► queue ─► [fetch]: channel, leecher, partial file ─► <id>.end ─► ack
+//!                          offer: hash, FileOffer, channel, seeder until served or expired
+//! ```
+
+mod board;
+mod fetch;
+mod offer;
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use skein_observe::names;
+use skein_wire::ids::TransferId;
+use skein_wire::signal::v1::{
+    CancelTransfer, JoinTransfer, OfferFile, TransferState, TransferUpdate,
+};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
+
+use self::board::Board;
+use crate::clock;
+use crate::config::TransfersConfig;
+use crate::home::private_dir;
+use crate::link::{Dialer, LinkEvent, Outbox};
+use crate::paths::PathRules;
+use crate::tasks::{TransferOrder, records};
+
+/// Ids of transfers that were cancelled before they arrived.
+const TOMBSTONES_MAX: usize = 1024;
+/// Orders that may wait to be read by the file thread.
+const LETTERS_MAX: usize = 1024;
+
+/// What transfers need.
+pub struct Settings {
+    /// `HOME/transfers`.
+    pub dir: PathBuf,
+    /// Limits.
+    pub limits: TransfersConfig,
+    /// Which paths may be read and written.
+    pub rules: Arc<PathRules>,
+    /// Opens file channels.
+    pub dialer: Dialer,
+    /// Where reports go.
+    pub outbox: Outbox,
+}
+
+enum Letter {
+    Order(TransferOrder),
+    Acknowledged(TransferId),
+    Link,
+}
+
+/// Reaches the file thread; cheap to clone.
+#[derive(Clone)]
+pub struct TransferHandle {
+    letters: mpsc::Sender<Letter>,
+}
+
+impl TransferHandle {
+    /// Hands over a verified order. One that finds the thread behind is dropped, and the server,
+    /// which hears nothing of it, orders again.
+    pub fn order(&self, order: TransferOrder) {
+        if self.letters.try_send(Letter::Order(order)).is_err() {
+            tracing::error!("file thread is behind; an order was dropped");
+        }
+    }
+
+    /// The server has stored the end of a transfer.
+    pub fn acknowledged(&self, transfer_id: &[u8]) {
+        if let Ok(id) = TransferId::from_slice(transfer_id) {
+            // A lost acknowledgement is given again after the report's repetition.
+            let _ = self.letters.try_send(Letter::Acknowledged(id));
+        }
+    }
+}
+
+/// Starts the file thread.
+pub fn start(settings: Settings) -> io::Result<TransferHandle> {
+    private_dir(&settings.dir)?;
+    let (letters, inbox) = mpsc::channel(LETTERS_MAX);
+    let handle = TransferHandle { letters: letters.clone() };
+    settings.outbox.subscribe(move |event| {
+        if event != LinkEvent::Down {
+            let _ = letters.try_send(Letter::Link);
+        }
+    });
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .max_blocking_threads(2)
+        .build()?;
+    std::thread::Builder::new().name("files".into()).stack_size(512 * 1024).spawn(move || {
+        tokio::task::LocalSet::new().block_on(&runtime, run(settings, inbox));
+    })?;
+    Ok(handle)
+}
+
+/// What every transfer of this agent shares.
+struct Shared {
+    settings: Settings,
+    board: Board,
+    /// Something on the board changed.
+    changed: Notify,
+    running: Semaphore,
+    hashing: Semaphore,
+}
+
+/// One transfer on its way; dropping the sender cancels it.
+struct Active {
+    cancel: watch::Sender<bool>,
+}
+
+struct Transfers {
+    shared: Rc<Shared>,
+    fetches: HashMap<TransferId, Active>,
+    offers: HashMap<TransferId, Active>,
+    tombstones: VecDeque<TransferId>,
+    ended: mpsc::UnboundedSender<(TransferId, bool)>,
+}
+
+async fn run(settings: Settings, mut inbox: mpsc::Receiver<Letter>) {
+    let concurrent = settings.limits.concurrent_max as usize;
+    let shared = Rc::new(Shared {
+        settings,
+        board: Board::default(),
+        changed: Notify::new(),
+        running: Semaphore::new(concurrent),
+        hashing: Semaphore::new(1),
+    });
+    let (ended, mut endings) = mpsc::unbounded_channel();
+    let (fetches, offers) = (HashMap::new(), HashMap::new());
+    let tombstones = VecDeque::new();
+    let mut transfers = Transfers { shared: shared.clone(), fetches, offers, tombstones, ended };
+    transfers.restore();
+    loop {
+        let more = shared.board.tell(&shared.settings.outbox);
+        let later = async {
+            match more {
+                true => {
+                    tokio::time::sleep(std::time::Duration::from_millis(board::PROGRESS_MS)).await
+                }
+                false => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            letter = inbox.recv() => match letter {
+                Some(letter) => transfers.take(letter),
+                None => return,
+            },
+            Some((id, fetch)) = endings.recv() => {
+                let place = if fetch { &mut transfers.fetches } else { &mut transfers.offers };
+                place.remove(&id);
+            }
+            () = shared.changed.notified() => {}
+            () = later => {}
+        }
+    }
+}
+
+impl Transfers {
+    fn take(&mut self, letter: Letter) {
+        match letter {
+            Letter::Link => self.shared.board.repeat_all(),
+            Letter::Acknowledged(id) => {
+                if self.shared.board.acknowledged(&id) {
+                    self.shared.forget(&id);
+                }
+            }
+            Letter::Order(TransferOrder::Join(join)) => self.join(join),
+            Letter::Order(TransferOrder::Offer(offer)) => self.offer(offer),
+            Letter::Order(TransferOrder::Cancel(cancel)) => self.cancel(&cancel),
+        }
+    }
+
+    fn join(&mut self, join: JoinTransfer) {
+        let Ok(id) = TransferId::from_slice(&join.transfer_id) else {
+            return tracing::warn!("a transfer without a usable id was dropped");
+        };
+        if self.fetches.contains_key(&id) || self.shared.board.get(&id).is_some() {
+            return self.shared.board.repeat(&id);
+        }
+        if self.tombstones.contains(&id) {
+            return self.shared.end(&id, TransferState::Cancelled, "cancelled before it arrived");
+        }
+        let limits = &self.shared.settings.limits;
+        let room = limits.concurrent_max as usize + limits.queue_max as usize;
+        if self.fetches.len() >= room || self.shared.board.len() >= 2 * room {
+            return self.shared.end(&id, TransferState::Failed, "too many transfers are waiting");
+        }
+        let dir = &self.shared.settings.dir;
+        if let Err(error) = records::write(dir, &format!("{id}.order"), &join) {
+            let text = format!("the order cannot be kept: {error}");
+            return self.shared.end(&id, TransferState::Failed, &text);
+        }
+        self.fetch(id, join);
+    }
+
+    fn fetch(&mut self, id: TransferId, join: JoinTransfer) {
+        let (cancel, cancelled) = watch::channel(false);
+        self.fetches.insert(id, Active { cancel });
+        self.shared.board.set(id, update(&id, TransferState::Waiting));
+        let (shared, ended) = (self.shared.clone(), self.ended.clone());
+        tokio::task::spawn_local(async move {
+            let (state, error) = match fetch::run(&shared, id, join, cancelled).await {
+                Ok(()) => (TransferState::Done, String::new()),
+                Err(fetch::FetchEnd::Cancelled) => (TransferState::Cancelled, String::new()),
+                Err(fetch::FetchEnd::Failed(text)) => (TransferState::Failed, text),
+            };
+            shared.end(&id, state, &error);
+            let _ = ended.send((id, true));
+        });
+    }
+
+    fn offer(&mut self, offer: OfferFile) {
+        let Ok(id) = TransferId::from_slice(&offer.transfer_id) else { return };
+        if self.offers.contains_key(&id) {
+            return self.shared.board.repeat(&id);
+        }
+        let limits = &self.shared.settings.limits;
+        if self.offers.len() >= limits.queue_max as usize || self.tombstones.contains(&id) {
+            return tracing::warn!(transfer = %id, "offer was cancelled or exceeds the limit");
+        }
+        let (cancel, cancelled) = watch::channel(false);
+        self.offers.insert(id, Active { cancel });
+        let (shared, ended) = (self.shared.clone(), self.ended.clone());
+        tokio::task::spawn_local(async move {
+            offer::run(&shared, id, offer, cancelled).await;
+            shared.board.withdraw(&id);
+            let _ = ended.send((id, false));
+        });
+    }
+
+    fn cancel(&mut self, cancel: &CancelTransfer) {
+        let Ok(id) = TransferId::from_slice(&cancel.transfer_id) else { return };
+        let known = self.fetches.get(&id).into_iter().chain(self.offers.get(&id));
+        let told = known.map(|active| active.cancel.send(true)).count();
+        if told == 0 && self.shared.board.get(&id).is_none() {
+            self.tombstones.push_back(id);
+            if self.tombstones.len() > TOMBSTONES_MAX {
+                self.tombstones.pop_front();
+            }
+        }
+        self.shared.board.repeat(&id);
+    }
+
+    /// Goes on with what an earlier worker left.
+    fn restore(&mut self) {
+        let dir = self.shared.settings.dir.clone();
+        for entry in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let Some((id, kind)) = name.split_once('.') else { continue };
+            let Ok(id) = id.parse::<TransferId>() else { continue };
+            match kind {
+                "end" => match records::read::<TransferUpdate>(&dir, &name) {
+                    Ok(Some(update)) => self.shared.board.set(id, update),
+                    _ => drop(std::fs::remove_file(entry.path())),
+                },
+                "order" if !dir.join(format!("{id}.end")).exists() => {
+                    match records::read::<JoinTransfer>(&dir, &name) {
+                        Ok(Some(join)) => self.fetch(id, join),
+                        _ => drop(std::fs::remove_file(entry.path())),
+                    }
+                }
+                "leaves" => drop(std::fs::remove_file(entry.path())),
+                _ => {}
+            }
+        }
+    }
+}
+
+impl Shared {
+    /// Notes the end of a transfer, on disk before anybody hears of it.
+    fn end(&self, id: &TransferId, state: TransferState, error: &str) {
+        let label = match state {
+            TransferState::Done => "done",
+            TransferState::Cancelled => "cancelled",
+            _ => "failed",
+        };
+        metrics::counter!(names::AGENT_TRANSFERS, "state" => label).increment(1);
+        tracing::info!(transfer = %id, state = label, error, "transfer ended");
+        let mut ended = self.board.get(id).unwrap_or_else(|| update(id, state));
+        ended.state = state.into();
+        ended.error = error.to_owned();
+        ended.ended_ms = clock::wall_ms();
+        if let Err(error) = records::write(&self.settings.dir, &format!("{id}.end"), &ended) {
+            tracing::error!(transfer = %id, %error, "the end of a transfer is not on disk");
+        }
+        self.board.set(*id, ended);
+        self.changed.notify_one();
+    }
+
+    fn forget(&self, id: &TransferId) {
+        for kind in ["order", "end"] {
+            let _ = std::fs::remove_file(self.settings.dir.join(format!("{id}.{kind}")));
+        }
+    }
+}
+
+fn update(id: &TransferId, state: TransferState) -> TransferUpdate {
+    TransferUpdate {
+        transfer_id: id.to_bytes(),
+        state: state.into(),
+        started_ms: clock::wall_ms(),
+        ..TransferUpdate::default()
+    }
+}
+
+/// Resolves when the transfer is cancelled.
+async fn cancelled(signal: &mut watch::Receiver<bool>) {
+    // A closed channel means that the whole thread ends.
+    let _ = signal.wait_for(|cancelled| *cancelled).await;
+}
