@@ -258,9 +258,9 @@ fn length_is_legal(kind: u8, len: usize) -> bool {
         kind::BITFIELD => len <= 1 + PIECES_MAX as usize / 8,
         kind::REQUEST | kind::CANCEL | kind::REJECT => len == 13,
         kind::PIECE => len > 9 && len <= 9 + REQUEST_BYTES_MAX as usize,
-        kind::EXTENDED => len >= 2 && len <= 1 + EXTENDED_BYTES_MAX,
+        kind::EXTENDED => (2..=1 + EXTENDED_BYTES_MAX).contains(&len),
         kind::HASH_REQUEST | kind::HASH_REJECT => len == RANGE,
-        kind::HASHES => len >= RANGE && len <= MESSAGE_BYTES_MAX - 4,
+        kind::HASHES => (RANGE..=MESSAGE_BYTES_MAX - 4).contains(&len),
         _ => len <= 1 + EXTENDED_BYTES_MAX,
     }
 }
