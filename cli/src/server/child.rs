@@ -1,9 +1,4 @@
 //! One process of the server: how it is started, and how it is told to end.
-//!
-//! A child gets SIGTERM when its supervisor dies, so that a killed supervisor leaves no process
-//! behind that holds the ports.
-
-#![allow(unsafe_code)] // prctl between fork and exec, and kill(2), have no safe form in std.
 
 use std::ffi::OsString;
 use std::io;
@@ -14,6 +9,7 @@ use tokio::process::{Child, Command};
 
 use super::config::ListenConfig;
 use crate::connection::Ports;
+use crate::guard;
 
 /// Which process.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -39,31 +35,15 @@ pub fn spawn(role: Role, dir: &Path, listen: &ListenConfig) -> io::Result<Child>
     let mut command = Command::new(std::env::current_exe()?);
     command.arg(role.name()).arg("--data-dir").arg(dir).args(listen_flags(dir, listen));
     command.stdin(Stdio::null());
-    let parent = std::process::id();
-    // SAFETY: between fork and exec only prctl, getppid and raise are called, which are
-    // async-signal-safe and allocate nothing.
-    unsafe {
-        command.pre_exec(move || {
-            if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) != 0 {
-                return Err(io::Error::last_os_error());
-            }
-            // The supervisor may have died before the line above took effect.
-            if libc::getppid().cast_unsigned() != parent {
-                libc::raise(libc::SIGTERM);
-            }
-            Ok(())
-        });
-    }
+    guard::die_with_parent(command.as_std_mut());
     command.spawn()
 }
 
 /// Asks a running child to end in good order.
 pub fn terminate(child: &Child) {
-    let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()) else { return };
-    // SAFETY: kill has no memory effects; the pid is our child's, which has not been waited for
-    // (`id` is None after that), so it cannot have been reused.
-    unsafe {
-        libc::kill(pid, libc::SIGTERM);
+    // `id` is None once the child has been waited for, so the pid cannot have been reused.
+    if let Some(pid) = child.id() {
+        guard::signal(pid, guard::Signal::Terminate);
     }
 }
 
