@@ -232,6 +232,28 @@ fn an_abandoned_file_leaves_nothing() {
 }
 
 #[test]
+fn leftovers_of_a_cancelled_transfer_are_discarded() {
+    let fixture = fixture(100_000);
+    drop(fixture.open().unwrap());
+    let dir = TargetDir::open(&fixture.path("target"), false).unwrap();
+    for _ in 0..2 {
+        PartialFile::discard(&dir, &TRANSFER, &fixture.path("state")).unwrap();
+        assert_eq!(names(&fixture.path("target")), [""; 0]);
+        assert_eq!(names(&fixture.path("state")), [""; 0]);
+    }
+}
+
+#[test]
+fn an_incomplete_file_never_gets_its_name() {
+    let fixture = fixture(100_000);
+    let mut part = fixture.open().unwrap();
+    fixture.write(&mut part, 0..3);
+    let error = part.finish(&attributes()).unwrap_err();
+    assert!(matches!(error, FileError::Incomplete { block: 3, .. }), "{error}");
+    assert_eq!(names(&fixture.path("target")), [PART]);
+}
+
+#[test]
 fn one_transfer_has_one_writer() {
     let fixture = fixture(100_000);
     let part = fixture.open().unwrap();

@@ -91,9 +91,19 @@ fn run(
     room: usize,
 ) -> Outcome {
     let options = LeecherOptions { peer_name: "seed-1".into(), ..LeecherOptions::default() };
-    let mut leecher = Leecher::connect(download, source.handshake("leecher"), options, 0);
+    let (ours, theirs) = (source.handshake("leecher"), source.handshake("seed"));
+    // Either side may be the one that opened the connection.
+    let seed_connects = random.below(2) == 0;
+    let mut seeder =
+        seed_connects.then(|| Seeder::connect(source.tree.clone(), Have::All, theirs, 0));
+    // What its owner reads off the stream to decide on membership.
+    let mut skip = if seed_connects { HANDSHAKE_BYTES } else { 0 };
+    let mut leecher = if seed_connects {
+        Leecher::accept(download, ours, &theirs, options, 0).unwrap()
+    } else {
+        Leecher::connect(download, ours, options, 0)
+    };
     let (mut up, mut out, mut down) = (Vec::new(), Vec::new(), Vec::new());
-    let mut seeder: Option<Seeder> = None;
     let mut actions = vec![];
     let (mut sent, mut flipped, mut done, mut failure) = (0, false, false, None);
     let geometry = source.geometry();
@@ -153,6 +163,9 @@ fn run(
         }
         let part = random.part(out.len());
         down.extend(out.drain(..part));
+        let handshake = skip.min(down.len());
+        down.drain(..handshake);
+        skip -= handshake;
         if let Fault::Cut(at) = fault {
             down.truncate(at.saturating_sub(sent));
         }

@@ -53,6 +53,14 @@ pub enum FileError {
         /// The temporary file.
         path: PathBuf,
     },
+    /// A file was to be finished before everything was written.
+    #[error("{} was to be finished, but block {block} was never written", path.display())]
+    Incomplete {
+        /// The temporary file.
+        path: PathBuf,
+        /// The first block that is missing.
+        block: u32,
+    },
     /// The source is no regular file.
     #[error("{} is not a regular file", path.display())]
     NotAFile {

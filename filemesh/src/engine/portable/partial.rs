@@ -14,7 +14,7 @@ use crate::core::name::check_file_name;
 use crate::engine::error::{Context, FileError};
 use crate::engine::{FileStamp, Owner, TargetDir, sys};
 use skein_wire::ids::TransferId;
-use std::fs::{File, Permissions};
+use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
@@ -55,7 +55,7 @@ impl PartialFile {
         state_dir: &Path,
     ) -> Result<Self, FileError> {
         check_file_name(name)?;
-        let temporary = format!(".skein-{transfer}.part").into_bytes();
+        let temporary = temporary_name(transfer);
         let path = dir.entry(&temporary);
         let (file, is_new) = open_temporary(&dir, &temporary, &path)?;
         let size = manifest.geometry.size_bytes();
@@ -106,6 +106,9 @@ impl PartialFile {
     /// when every block is proved and written. After an error the partial file is still there.
     pub fn finish(self, attributes: &Attributes) -> Result<FileStamp, FileError> {
         let Self { dir, temporary, name, path, file, state, .. } = self;
+        if let Some(block) = state.blocks().next_zero(0) {
+            return Err(FileError::Incomplete { path, block });
+        }
         let Owner { uid, gid } = attributes.owner;
         // The owner first: changing it clears the set-id bits of a mode.
         if uid.is_some() || gid.is_some() {
@@ -123,11 +126,32 @@ impl PartialFile {
         Ok(FileStamp::of(&file.metadata().on("look at", &path)?))
     }
 
+    /// Removes what an earlier run left of `transfer` in `dir` and `state_dir`, if anything.
+    pub fn discard(
+        dir: &TargetDir,
+        transfer: &TransferId,
+        state_dir: &Path,
+    ) -> Result<(), FileError> {
+        let temporary = temporary_name(transfer);
+        let absent = |result: io::Result<()>| match result {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            result => result,
+        };
+        let path = dir.entry(&temporary);
+        absent(sys::unlink_at(dir.as_fd(), &temporary)).on("remove", &path)?;
+        let path = StateFile::path_in(state_dir, transfer);
+        absent(fs::remove_file(&path)).on("remove", &path)
+    }
+
     /// Removes the partial file and its state.
     pub fn abandon(self) -> Result<(), FileError> {
         sys::unlink_at(self.dir.as_fd(), &self.temporary).on("remove", &self.path)?;
         self.state.remove()
     }
+}
+
+fn temporary_name(transfer: &TransferId) -> Vec<u8> {
+    format!(".skein-{transfer}.part").into_bytes()
 }
 
 /// Opens or makes the temporary file; true if it was made.
