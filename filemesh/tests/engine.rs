@@ -6,7 +6,7 @@ use skein_filemesh::core::geometry::Geometry;
 use skein_filemesh::core::manifest::Manifest;
 use skein_filemesh::engine::{
     Attributes, FileError, FileStamp, LeafFile, LeafFileWriter, Owner, PartialFile, SeedFile,
-    TargetDir, hash_file,
+    StoreFile, TargetDir, hash_file,
 };
 use skein_wire::ids::TransferId;
 use std::fs;
@@ -458,4 +458,32 @@ fn a_sidecar_can_be_made_of_received_leaves() {
         let sent = fs::read(fixture.path("source.leaves")).unwrap();
         assert!(fs::read(&path).unwrap() == sent, "{len} bytes");
     }
+}
+
+#[test]
+fn a_stored_file_is_hashed_while_it_is_written() {
+    for len in [0, 1, 16_384, 300_001] {
+        let fixture = fixture(len);
+        let (path, leaves) = (fixture.path("stored"), fixture.path("stored.leaves"));
+        let mut store = StoreFile::create(&path, &leaves, PIECE).unwrap();
+        fixture.data.chunks(10_007).for_each(|chunk| store.append(chunk).unwrap());
+        let manifest = &fixture.manifest;
+        let stored = store.finish("source.bin", 0o100_640, manifest.mtime_ms).unwrap();
+        assert_eq!(&stored.manifest, manifest);
+        assert!(fs::read(&path).unwrap() == fixture.data);
+        assert_eq!(stored.leaves.tree(), fixture.leaves.tree());
+        SeedFile::open(&path, LeafFile::open(&leaves).unwrap().stamp()).unwrap();
+    }
+}
+
+#[test]
+fn an_upload_that_breaks_off_leaves_nothing() {
+    let base = tempfile::tempdir().unwrap();
+    let (path, leaves) = (base.path().join("stored"), base.path().join("stored.leaves"));
+    let mut store = StoreFile::create(&path, &leaves, PIECE).unwrap();
+    store.append(b"half").unwrap();
+    drop(store);
+    let store = StoreFile::create(&path, &leaves, PIECE).unwrap();
+    assert!(store.finish("../evil", 0, 0).is_err());
+    assert_eq!(names(base.path()), [""; 0]);
 }

@@ -16,6 +16,6 @@ pub use dir::TargetDir;
 pub use error::FileError;
 pub use owner::Owner;
 pub use portable::{
-    Attributes, HashedFile, LeafFile, LeafFileWriter, PartialFile, SeedFile, hash_file,
+    Attributes, HashedFile, LeafFile, LeafFileWriter, PartialFile, SeedFile, StoreFile, hash_file,
 };
 pub use stamp::FileStamp;

@@ -5,8 +5,10 @@ mod leaf_file;
 mod partial;
 mod seed_file;
 mod state_file;
+mod store_file;
 
 pub use hash::{HashedFile, hash_file};
 pub use leaf_file::{LeafFile, LeafFileWriter};
 pub use partial::{Attributes, PartialFile};
 pub use seed_file::SeedFile;
+pub use store_file::StoreFile;
