@@ -166,6 +166,9 @@ catalogue! {
         DATA_SINK_FLUSH_SECONDS = Histogram "skein_data_sink_flush_seconds" ["stream"] "Time of one group flush, checkpoint included.";
         DATA_SINK_FILES_OPEN = Gauge "skein_data_sink_files_open" [] "Sink files that are open for writing.";
         DATA_SINK_ROTATIONS = Counter "skein_data_sink_rotations_total" ["stream"] "Sink files closed because of size or age.";
+        DATA_SINK_BLOCKS_BYTES = Gauge "skein_data_sink_blocks_bytes" [] "Formatted bytes in memory that are not flushed yet.";
+        DATA_CHECKPOINT_BYTES = Counter "skein_data_checkpoint_written_bytes_total" [] "Bytes written to checkpoint logs.";
+        DATA_CHECKPOINT_ERRORS = Counter "skein_data_checkpoint_errors_total" [] "Checkpoints that could not be stored; nothing is acknowledged until one is.";
         DATA_DISK_DRIVER_INFO = Gauge "skein_data_disk_driver_info" ["driver"] "Always 1; the label tells which disk driver runs (glommio, plain).";
         DATA_TAP_RECORDS = Counter "skein_data_tap_records_total" [] "Records copied to taps.";
         DATA_TAP_SKIPPED = Counter "skein_data_tap_skipped_total" [] "Records that passed a tap and were over its rate.";
