@@ -3,7 +3,9 @@
 pub mod api;
 mod clock;
 mod files;
+pub mod fleet;
 pub mod identity;
 mod random;
 pub mod registry;
 pub mod store;
+pub mod tasks;
