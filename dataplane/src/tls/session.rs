@@ -155,6 +155,8 @@ impl TlsSession {
             let mut end = None;
             match state? {
                 ConnectionState::ReadTraffic(mut traffic) => {
+                    // 0-RTT is off, so the client's part of the handshake has ended.
+                    self.established = true;
                     while let Some(record) = traffic.next_record() {
                         if plaintext(record?.payload) == Flow::Pause {
                             end = Some(Received::Paused);
