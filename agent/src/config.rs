@@ -9,6 +9,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::inputs::{InputsConfig, TailConfig};
+pub use crate::spool::SpoolConfig;
+
 /// GSE 2's ports, so that firewalls need no new rule.
 pub const SIGNAL_PORT: u16 = 28668;
 /// See [`SIGNAL_PORT`].
@@ -44,9 +47,9 @@ pub struct Config {
     pub metrics: String,
     /// Logs as JSON lines instead of text.
     pub log_json: bool,
-    /// See [`SpoolConfig`].
+    /// Bounds of the on-disk buffer of records.
     pub spool: SpoolConfig,
-    /// See [`InputsConfig`].
+    /// Where collectors connect.
     pub inputs: InputsConfig,
     /// Files to follow.
     pub tail: Vec<TailConfig>,
@@ -68,50 +71,6 @@ pub struct ServerConfig {
     pub data: String,
     /// `host:port` for file transfers.
     pub file: String,
-}
-
-/// Bounds of the on-disk buffer of records.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-#[serde(default)]
-pub struct SpoolConfig {
-    /// All lanes together.
-    pub max_bytes: u64,
-    /// One lane; 0: a quarter of `max_bytes`.
-    pub lane_max_bytes: u64,
-    /// A lane that the server holds (unknown data id, dead sink) keeps at most this much.
-    pub held_lane_max_bytes: u64,
-    /// What must survive: "process" (kill -9 of the agent) or "power" (flushed before it counts).
-    pub durability: String,
-    /// How long records may wait to fill a batch.
-    pub linger_ms: u32,
-    /// Raw bytes at which a batch is sealed.
-    pub batch_bytes: u32,
-    /// "zstd", "lz4" or "none".
-    pub codec: String,
-    /// zstd's level.
-    pub level: i32,
-}
-
-/// Where collectors connect.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
-#[serde(default)]
-pub struct InputsConfig {
-    /// Unix sockets that speak GSE's data IPC, besides `HOME/run/ipc.state.report`.
-    pub ipc: Vec<PathBuf>,
-    /// Octal mode of those sockets ("0666": every user of the host may report).
-    pub ipc_mode: String,
-}
-
-/// Files to follow into a lane.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
-#[serde(default)]
-pub struct TailConfig {
-    /// Absolute path; `*` and `?` match within the file's name.
-    pub path: String,
-    /// Lane that gets the lines.
-    pub data_id: u32,
-    /// A file seen for the first time is read from its "start" or its "end".
-    pub from: String,
 }
 
 /// Limits of script execution.
@@ -193,21 +152,6 @@ impl Default for Config {
     }
 }
 
-impl Default for SpoolConfig {
-    fn default() -> SpoolConfig {
-        SpoolConfig {
-            max_bytes: 1024 * 1024 * 1024,
-            lane_max_bytes: 0,
-            held_lane_max_bytes: 16 * 1024 * 1024,
-            durability: "process".into(),
-            linger_ms: 200,
-            batch_bytes: 256 * 1024,
-            codec: "zstd".into(),
-            level: 1,
-        }
-    }
-}
-
 impl Default for TasksConfig {
     fn default() -> TasksConfig {
         TasksConfig {
@@ -261,12 +205,8 @@ impl Config {
         if self.tasks.concurrent_max == 0 || self.transfers.concurrent_max == 0 {
             return refuse("concurrent_max of tasks and transfers must be at least 1");
         }
-        if !matches!(self.spool.durability.as_str(), "process" | "power") {
-            return refuse("spool.durability must be \"process\" or \"power\"");
-        }
-        if !matches!(self.spool.codec.as_str(), "zstd" | "lz4" | "none") {
-            return refuse("spool.codec must be \"zstd\", \"lz4\" or \"none\"");
-        }
+        self.spool.validate().map_err(ConfigError::Value)?;
+        self.inputs.validate().map_err(ConfigError::Value)?;
         let relative = |path: &&PathBuf| !path.is_absolute();
         let PathsConfig { read_allow, read_deny, write_allow, write_deny } = &self.paths;
         let rules = [read_allow, read_deny, write_allow, write_deny];

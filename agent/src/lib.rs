@@ -13,18 +13,23 @@
 //!                         └─ tasks: journal, one runner process per script
 //! ```
 
+pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod enrol;
 pub mod facts;
 pub mod home;
 pub mod identity;
+pub mod inputs;
 pub mod link;
 pub mod paths;
 pub mod spool;
 pub mod status;
+pub mod supervisor;
 pub mod sys;
 pub mod tasks;
 pub mod transfers;
+pub mod worker;
 
 /// Version of this agent, as it reports it.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -70,6 +70,18 @@ pub enum PathError {
     },
 }
 
+impl From<PathError> for io::Error {
+    /// Keeps the kind, so that "not found" stays that.
+    fn from(error: PathError) -> io::Error {
+        let kind = match &error {
+            PathError::Open { source, .. } => source.kind(),
+            PathError::Denied { .. } | PathError::Link { .. } => io::ErrorKind::PermissionDenied,
+            _ => io::ErrorKind::InvalidInput,
+        };
+        io::Error::new(kind, error)
+    }
+}
+
 /// What somebody wants to do with a path.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Access {

@@ -2,12 +2,12 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 use skein_wire::signal::v1::AgentStatus;
 
 use crate::clock;
+use crate::spool::Totals;
 use crate::sys::procfs;
 
 /// Kernel clock ticks per second; the kernel's interface is fixed at 100.
@@ -95,17 +95,6 @@ pub fn read(path: &Path) -> Option<Status> {
     serde_json::from_slice(&std::fs::read(path).ok()?).ok()
 }
 
-/// Numbers of the spool, kept current by the spool itself.
-#[derive(Debug, Default)]
-pub struct SpoolNumbers {
-    /// Bytes held.
-    pub bytes: AtomicU64,
-    /// Records held.
-    pub records: AtomicU64,
-    /// Records dropped since the spool was made.
-    pub dropped: AtomicU64,
-}
-
 /// Measures this process between two calls.
 #[derive(Debug, Default)]
 pub struct SelfMeter {
@@ -114,7 +103,7 @@ pub struct SelfMeter {
 
 impl SelfMeter {
     /// What to report now.
-    pub fn measure(&mut self, spool: &SpoolNumbers) -> AgentStatus {
+    pub fn measure(&mut self, spool: Totals) -> AgentStatus {
         let stat = procfs::stat(std::process::id());
         let now_ms = clock::now_ms();
         let ticks = stat.map_or(0, |stat| stat.cpu_ticks);
@@ -126,9 +115,9 @@ impl SelfMeter {
             _ => 0,
         };
         AgentStatus {
-            spool_bytes: spool.bytes.load(Ordering::Relaxed),
-            spool_records: spool.records.load(Ordering::Relaxed),
-            dropped_records: spool.dropped.load(Ordering::Relaxed),
+            spool_bytes: spool.bytes,
+            spool_records: spool.records,
+            dropped_records: spool.dropped,
             cpu_permille: cpu_permille as u32,
             // Whole MiB: the noise of single pages is no news.
             rss_bytes: stat.map_or(0, |stat| stat.rss_pages * page_bytes()) >> 20 << 20,
@@ -161,9 +150,8 @@ mod tests {
 
     #[test]
     fn the_meter_sees_this_process() {
-        let numbers = SpoolNumbers::default();
-        numbers.bytes.store(7, Ordering::Relaxed);
-        let status = SelfMeter::default().measure(&numbers);
+        let totals = Totals { bytes: 7, ..Totals::default() };
+        let status = SelfMeter::default().measure(totals);
         assert!(status.rss_bytes > 0 && status.spool_bytes == 7);
         assert!(page_bytes().is_power_of_two());
     }

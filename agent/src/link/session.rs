@@ -26,7 +26,8 @@ use super::{Dialer, LinkStream, Outbox, Priority, Redial, renewal};
 use crate::clock;
 use crate::config::Config;
 use crate::facts;
-use crate::status::{SelfMeter, SpoolNumbers, StatusFile};
+use crate::spool::Totals;
+use crate::status::{SelfMeter, StatusFile};
 use crate::tasks::{self, Order, TaskHandle};
 use crate::transfers::TransferHandle;
 
@@ -65,8 +66,8 @@ pub struct SignalLink {
     pub metrics_addr: String,
     /// For `skein-agent status`.
     pub status: Arc<StatusFile>,
-    /// Reported every now and then.
-    pub spool: Arc<SpoolNumbers>,
+    /// What the spool holds, reported every now and then.
+    pub spool: Box<dyn Fn() -> Totals>,
     /// `HOME/identity`, for renewal.
     pub identity_dir: std::path::PathBuf,
 }
@@ -310,7 +311,7 @@ impl SignalLink {
 
     fn report_slowly(&self, slow: &mut Slow, now: u64) {
         if due(&mut slow.status_at, now, LOOK_MS) {
-            let status = slow.meter.measure(&self.spool);
+            let status = slow.meter.measure((self.spool)());
             if slow.status != Some(status)
                 && self.outbox.push(Priority::Report, Kind::Status(status))
             {
