@@ -30,12 +30,13 @@ type Failure = Box<dyn std::error::Error>;
 /// A part's name and what runs it over the whole of a sample.
 type Part = (&'static str, fn(&Sample) -> Result<(), Failure>);
 
-const PARTS: [Part; 7] = [
+const PARTS: [Part; 8] = [
     ("hash tree of bytes in memory", |sample| sample.hash().map(drop)),
     ("hash_file from the page cache", Sample::hash_file),
     ("pread from the page cache (SeedFile)", Sample::read),
     ("plain write and fsync", Sample::plain_write),
-    ("write, state, fsync, rename (PartialFile)", Sample::write),
+    ("PartialFile with 256 KiB writes, fsync", |sample| sample.write(STEP)),
+    ("PartialFile with 16 KiB writes, fsync", |sample| sample.write(16 << 10)),
     ("seeder and leecher in memory, 128 KiB buffers", |sample| sample.transfer(128 << 10)),
     ("seeder and leecher in memory, 1 MiB buffers", |sample| sample.transfer(1 << 20)),
 ];
@@ -146,12 +147,12 @@ impl Sample {
         Ok(fs::remove_file(self.base.join("plain"))?)
     }
 
-    fn write(&self) -> Result<(), Failure> {
+    fn write(&self, step_bytes: usize) -> Result<(), Failure> {
         let dir = TargetDir::open(&self.base, false)?;
         let transfer = TransferId([1; 16]);
         let mut part = PartialFile::open(dir, b"final", &transfer, &self.manifest(), &self.base)?;
-        for (at, step) in self.data.chunks(STEP).enumerate() {
-            part.write_at((at * STEP) as u64, step)?;
+        for (at, step) in self.data.chunks(step_bytes).enumerate() {
+            part.write_at((at * step_bytes) as u64, step)?;
         }
         part.finish(&Attributes { mode: 0o644, owner: Owner::default(), mtime_ms: None })?;
         Ok(fs::remove_file(self.base.join("final"))?)

@@ -172,8 +172,8 @@ fn a_dropped_file_resumes_with_what_was_written() {
     fixture.write(&mut part, 30..31);
     drop(part);
     let part = fixture.open().unwrap();
-    let claims: Vec<_> = part.claimed().unwrap().ranges().collect();
-    assert_eq!(claims, [3..9, 30..31]);
+    let claimed = part.claimed().unwrap();
+    assert!((3..9).chain([30]).all(|block| claimed.get(block)));
     assert_eq!(fixture.proved(&part), 6 * 16_384 + 500_000 - 30 * 16_384);
 }
 

@@ -42,6 +42,8 @@ pub struct PartialFile {
     geometry: Geometry,
     state: StateFile,
     is_new: bool,
+    /// Blocks written by this run, and those that an earlier one claims.
+    written: Bitfield,
 }
 
 impl PartialFile {
@@ -70,10 +72,12 @@ impl PartialFile {
         let state =
             StateFile::open(state_dir, &StateOf { transfer, geometry, root, stamp: &stamp })?;
         let (name, geometry) = (name.to_vec(), manifest.geometry);
-        Ok(Self { dir, temporary, name, path, file, geometry, state, is_new })
+        let written =
+            if is_new { Bitfield::new(geometry.block_count()) } else { state.blocks().clone() };
+        Ok(Self { dir, temporary, name, path, file, geometry, state, is_new, written })
     }
 
-    /// Blocks that an earlier run claims to have written; for
+    /// Blocks that an earlier run may have written; for
     /// [`Download::new`](crate::core::download::Download::new), which proves them first.
     pub fn claimed(&self) -> Option<Bitfield> {
         let claims = !self.is_new && self.state.blocks().next_one(0).is_some();
@@ -88,8 +92,11 @@ impl PartialFile {
             self.geometry.block_at(offset).filter(|_| whole && end <= self.geometry.size_bytes());
         let start = start.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput));
         let start = start.on("write other than whole blocks to", &self.path)?;
+        let blocks = start..end.div_ceil(u64::from(BLOCK_BYTES)) as u32;
+        self.state.claim(blocks.clone())?;
         self.file.write_all_at(data, offset).on("write", &self.path)?;
-        self.state.claim(start..end.div_ceil(u64::from(BLOCK_BYTES)) as u32)
+        self.written.set_range(blocks);
+        Ok(())
     }
 
     /// Appends exactly `len` bytes at `offset` to `out`; on failure `out` is as before.
@@ -105,8 +112,8 @@ impl PartialFile {
     /// Completes the file: attributes, flush, rename into place, flush of the directory. Call it
     /// when every block is proved and written. After an error the partial file is still there.
     pub fn finish(self, attributes: &Attributes) -> Result<FileStamp, FileError> {
-        let Self { dir, temporary, name, path, file, state, .. } = self;
-        if let Some(block) = state.blocks().next_zero(0) {
+        let Self { dir, temporary, name, path, file, state, written, .. } = self;
+        if let Some(block) = written.next_zero(0) {
             return Err(FileError::Incomplete { path, block });
         }
         let Owner { uid, gid } = attributes.owner;

@@ -12,12 +12,14 @@
 //! A bit is a claim, never a fact: a block counts only after its bytes were read back and proved
 //! against its leaf. That is why the order in which blocks and bits reach the disk does not matter
 //! and nothing is flushed: a bit without its block fails its proof, a block without its bit is
-//! fetched again. After kill -9 the page cache keeps both, and the bit is set right after its
-//! block, so that nothing but the write under way is lost.
+//! fetched again. It is also why bits are set for whole groups of [`GROUP_BLOCKS`] before the first
+//! block of a group is written: one small write per 256 KiB, and after kill -9, where the page
+//! cache keeps everything, no block is lost but the one under way.
 
 use crate::core::bitfield::{Bitfield, byte_len};
-use crate::core::geometry::Geometry;
+use crate::core::geometry::{BLOCK_BYTES, Geometry};
 use crate::core::merkle::Hash;
+use crate::core::peer_wire::REQUEST_BYTES_MAX;
 use crate::engine::FileStamp;
 use crate::engine::error::{Context, FileError};
 use skein_wire::ids::TransferId;
@@ -30,6 +32,9 @@ const MAGIC: &[u8; 8] = b"SKNPART\0";
 const VERSION: u32 = 1;
 const HEADER_BYTES: usize = 128;
 const HEADER_CRC_AT: usize = 124;
+
+/// Blocks that are claimed together: one request of the largest size.
+const GROUP_BLOCKS: u32 = REQUEST_BYTES_MAX / BLOCK_BYTES;
 
 /// An open state file.
 #[derive(Debug)]
@@ -82,8 +87,14 @@ impl StateFile {
         &self.blocks
     }
 
-    /// Claims `blocks`, which were written.
+    /// Claims the groups of `blocks`, which are about to be written.
     pub fn claim(&mut self, blocks: Range<u32>) -> Result<(), FileError> {
+        let start = blocks.start / GROUP_BLOCKS * GROUP_BLOCKS;
+        let end = blocks.end.next_multiple_of(GROUP_BLOCKS).min(self.blocks.len());
+        let blocks = start..end;
+        if self.blocks.next_zero(start).is_none_or(|zero| zero >= end) {
+            return Ok(());
+        }
         self.blocks.set_range(blocks.clone());
         let bytes = blocks.start as usize / 8..byte_len(blocks.end);
         let at = (HEADER_BYTES + bytes.start) as u64;
