@@ -21,9 +21,9 @@ A first look:
 
 /// How hosts are named, shown by every command that takes a selector.
 pub const SELECTOR_HELP: &str = "\
-Selectors: `all`, an agent id, a host name, an address or network (10.1.0.0/16), `region=eu`,
-`zone=eu-1`, `cloud=3`, `label:role=web`, `host~web-[0-9]+` (regular expression), joined by commas
-(any of them) or ` and ` (all of them). docs/operations.md has the whole grammar.";
+Selectors: all, an agent id, a host name, an address, region=eu, zone=eu-1, cloud=3, state=lost,
+label.role=web or just role=web, key!=value, re:web-[0-9]+ (over host names); `*` in a value stands
+for anything; `a,b` means both hold, `a|b` either. Quote what the shell would eat.";
 
 /// The whole command line.
 #[derive(Debug, Parser)]

@@ -215,7 +215,7 @@ mod tests {
     fn a_place_is_divided_before_its_path() {
         let split = |text| split_place(text, "form").ok();
         assert_eq!(split("all:/tmp"), Some(("all", "/tmp")));
-        assert_eq!(split("label:role=web:/opt/x"), Some(("label:role=web", "/opt/x")));
+        assert_eq!(split("label.role=web:/opt/x"), Some(("label.role=web", "/opt/x")));
         assert_eq!(split("0:10.0.0.1:/opt"), Some(("0:10.0.0.1", "/opt")));
         assert_eq!([split("all:tmp"), split(":/tmp"), split("/tmp")], [None, None, None]);
     }

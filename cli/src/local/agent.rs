@@ -82,9 +82,9 @@ impl LocalAgent {
             address.rsplit(':').next().unwrap_or_default().to_owned()
         };
         let mut command = Command::new(&binaries.agent);
-        command.args(["enrol", "--server", "127.0.0.1", "--token", token, "--home"]).arg(home);
-        command.args(["--signal-port", &port(ports.signal), "--data-port", &port(ports.data)]);
-        command.args(["--file-port", &port(ports.file)]);
+        let server = format!("127.0.0.1:{}", port(ports.signal));
+        command.args(["enrol", "--server", &server, "--token", token, "--home"]).arg(home);
+        command.args(["--data-port", &port(ports.data), "--file-port", &port(ports.file)]);
         command.stdin(Stdio::null()).output().map_err(CliError::io("cannot start skein-agent"))
     }
 

@@ -20,6 +20,8 @@ pub struct ServerConfig {
     pub node_id: String,
     /// Logs as JSON lines instead of text.
     pub log_json: bool,
+    /// Longest pause before a process that keeps dying is started again.
+    pub restart_pause_ms_max: u64,
     /// Addresses.
     pub listen: ListenConfig,
     /// The data process.
@@ -105,6 +107,7 @@ impl Default for ServerConfig {
         Self {
             node_id: "node-1".into(),
             log_json: false,
+            restart_pause_ms_max: 10_000,
             listen: ListenConfig::default(),
             data: DataSection::default(),
             control: ControlSection::default(),

@@ -1,19 +1,43 @@
 //! The two hidden subcommands: configuration in, the process's own crate runs it.
 
+use skein_dataplane::config::DataConfig;
+use skein_dataplane::router::DiskChoice;
+
+use super::config::Disk;
 use super::{ProcessArgs, ServerConfig, data_dir};
 use crate::commands::Outcome;
 use crate::connection::ConnectionArgs;
-use crate::error::CliError;
+use crate::error::{CliError, EXIT_OK};
 
 /// `skein control`.
 pub fn run_control(args: &ProcessArgs, connection: &ConnectionArgs) -> Outcome {
     let dir = data_dir(connection)?;
     let config = ServerConfig::load(&dir, &args.listen)?;
-    let _ = config;
-    Err(CliError::Local("not yet".into()))
+    skein_observe::init_logging("control", config.log_json);
+    Err(CliError::Local("control".into()))
 }
 
 /// `skein data`.
 pub fn run_data(args: &ProcessArgs, connection: &ConnectionArgs) -> Outcome {
-    run_control(args, connection)
+    let dir = data_dir(connection)?;
+    let config = ServerConfig::load(&dir, &args.listen)?;
+    skein_observe::init_logging("data", config.log_json);
+    let mut data = DataConfig::new(dir);
+    data.node_id = config.node_id;
+    data.signal_listen = config.listen.signal;
+    data.data_listen = config.listen.data;
+    data.file_listen = config.listen.file;
+    data.metrics_listen = config.listen.data_metrics.0;
+    data.shards = config.data.shards;
+    data.router_workers = config.data.router_workers;
+    data.sessions_max = config.data.sessions_max;
+    data.disk = match config.data.disk {
+        Disk::Auto => DiskChoice::Auto,
+        Disk::Glommio => DiskChoice::Glommio,
+        Disk::Plain => DiskChoice::Plain,
+    };
+    match skein_dataplane::process::run_data(data) {
+        Ok(()) => Ok(EXIT_OK),
+        Err(error) => Err(CliError::Local(format!("the data process cannot go on: {error:#}"))),
+    }
 }

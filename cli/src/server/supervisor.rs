@@ -16,8 +16,8 @@ use super::config::ServerConfig;
 use crate::connection::Ports;
 use crate::error::CliError;
 
-/// Pauses between restarts grow from the first to the second.
-const RESTART_PAUSE_MS: (u64, u64) = (200, 10_000);
+/// The first pause before a restart; they grow from here to the configured longest.
+const RESTART_PAUSE_MS_MIN: u64 = 200;
 /// A process that lived this long starts with the shortest pause again.
 const HEALTHY_AFTER: Duration = Duration::from_secs(60);
 /// How long a process may take to end in good order before it is killed.
@@ -71,7 +71,7 @@ async fn supervise(dir: &Path, config: &ServerConfig) -> Result<(), CliError> {
 
 /// Runs one role, again and again, until told to stop.
 async fn keep(role: Role, dir: &Path, config: &ServerConfig, mut stop: watch::Receiver<bool>) {
-    let mut backoff = Backoff::new(RESTART_PAUSE_MS.0, RESTART_PAUSE_MS.1);
+    let mut backoff = Backoff::new(RESTART_PAUSE_MS_MIN, config.restart_pause_ms_max);
     while !*stop.borrow() {
         let started = Instant::now();
         match child::spawn(role, dir, &config.listen) {

@@ -1,0 +1,35 @@
+//! A data process that stands still for 10 s (a stalled disk, a suspended machine) declares no
+//! agent lost: an observer that was away doubts itself first.
+
+use std::time::Duration;
+
+use skein_cli::guard::{self, Signal};
+use skein_controlplane::api::types::AgentState;
+
+use super::world::{Logger, World, assert_all_stored, tailing};
+
+const DATA_ID: u32 = 1001;
+
+#[test]
+fn a_data_process_that_slept_10_s_loses_no_agent_and_no_record() {
+    let world = World::new();
+    let folder = world.server.tagged_stream("logs", &[DATA_ID]).unwrap();
+    let agent = world.agent("one", tailing(&world, "one", DATA_ID));
+    let logger = Logger::start(agent.home());
+    let before = world.view(agent.id()).unwrap();
+    let pid = world.server.data_pid().unwrap();
+    assert!(guard::signal(pid, Signal::Stop));
+    std::thread::sleep(Duration::from_secs(10));
+    assert!(guard::signal(pid, Signal::Continue));
+    // The seconds in which a hasty observer would count missed heartbeats.
+    for _ in 0..50 {
+        let status = world.server.status().unwrap();
+        assert_eq!(status.agents.lost, 0, "{}", world.server.log_tail());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let after = world.view(agent.id()).unwrap();
+    assert_eq!(after.state, AgentState::Online);
+    assert_eq!(after.state_since_ms, before.state_since_ms, "the session went on");
+    let lines = logger.finish();
+    assert_all_stored(&world, &folder, &[(agent.id(), lines)]);
+}

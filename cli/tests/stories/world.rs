@@ -1,0 +1,220 @@
+//! What every story starts from: a server in a folder of its own, agents, and the command line.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use skein_cli::local::{AgentOptions, Binaries, LocalAgent, LocalServer, ServerOptions, wait_for};
+use skein_cli::recount::Recount;
+use skein_controlplane::api::types::{Agent, AgentState};
+
+/// Longest wait for anything in these stories.
+pub const WAIT: Duration = Duration::from_secs(60);
+
+/// A server and a folder for everything.
+pub struct World {
+    pub dir: tempfile::TempDir,
+    pub binaries: Binaries,
+    pub server: LocalServer,
+}
+
+impl World {
+    pub fn new() -> Self {
+        Self::with_config("restart_pause_ms_max = 300\n")
+    }
+
+    pub fn with_config(config: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let binaries = Binaries::beside(Path::new(env!("CARGO_BIN_EXE_skein")))
+            .unwrap_or_else(|error| panic!("{error}"));
+        let options = ServerOptions { config: config.to_owned(), ..ServerOptions::default() };
+        let server = LocalServer::start(&binaries, &dir.path().join("server"), &options)
+            .unwrap_or_else(|error| panic!("{error}"));
+        Self { dir, binaries, server }
+    }
+
+    /// An agent that is online.
+    pub fn agent(&self, name: &str, options: AgentOptions) -> LocalAgent {
+        let agent = self.enrolled(name, options);
+        self.start(agent)
+    }
+
+    /// An agent that is enrolled and does not run.
+    pub fn enrolled(&self, name: &str, options: AgentOptions) -> LocalAgent {
+        let token = self.server.token(1).unwrap_or_else(|error| panic!("{error}"));
+        let home = self.home(name);
+        LocalAgent::enrol(&self.binaries, &home, &self.server, &token, &options)
+            .unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    pub fn start(&self, mut agent: LocalAgent) -> LocalAgent {
+        agent.run().unwrap();
+        self.wait_state(&agent, AgentState::Online);
+        agent
+    }
+
+    pub fn home(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// What the server says about an agent.
+    pub fn view(&self, id: &str) -> Option<Agent> {
+        self.server.client().agents(id).ok()?.into_iter().find(|agent| agent.agent_id == id)
+    }
+
+    pub fn wait_state(&self, agent: &LocalAgent, state: AgentState) {
+        let what = format!("agent {} to be {state:?}", agent.id());
+        let reached = || self.view(agent.id()).filter(|view| view.state == state);
+        wait_for(&what, WAIT, reached).unwrap_or_else(|error| {
+            panic!("{error}\nagent:\n  {}\nserver:\n  {}", agent.log_tail(), self.server.log_tail())
+        });
+    }
+
+    /// Runs `skein` against this server.
+    pub fn skein(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::new(&self.binaries.skein);
+        command.arg("--data-dir").arg(self.server.dir()).args(arguments);
+        for variable in ["SKEIN_API", "SKEIN_TOKEN", "SKEIN_TOKEN_FILE", "SKEIN_DATA_DIR"] {
+            command.env_remove(variable);
+        }
+        command.stdin(Stdio::null()).output().unwrap()
+    }
+
+    /// Runs `skein`, which must end with this code, and answers with its standard output.
+    pub fn skein_ends(&self, code: i32, arguments: &[&str]) -> String {
+        let output = self.skein(arguments);
+        let (out, err) =
+            (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert_eq!(output.status.code(), Some(code), "skein {arguments:?}\n{out}\n{err}");
+        out.into_owned()
+    }
+
+    /// Runs `skein --json`, which must succeed.
+    pub fn skein_json(&self, arguments: &[&str]) -> serde_json::Value {
+        let mut all = vec!["--json"];
+        all.extend_from_slice(arguments);
+        serde_json::from_str(&self.skein_ends(0, &all)).unwrap()
+    }
+}
+
+/// A seed that is printed, so that a failure can be repeated.
+pub fn seed() -> u64 {
+    let seed = number("SKEIN_SEED", 1);
+    println!("SKEIN_SEED={seed}");
+    seed
+}
+
+pub fn number(variable: &str, default: u64) -> u64 {
+    std::env::var(variable).map_or(default, |text| text.parse().expect("a number"))
+}
+
+/// splitmix64.
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ (mixed >> 31)) % bound
+    }
+}
+
+/// Configuration of an agent that tails `HOME/logs/*.log` into a data id.
+pub fn tailing(world: &World, name: &str, data_id: u32) -> AgentOptions {
+    let logs = world.home(name).join("logs");
+    std::fs::create_dir_all(&logs).unwrap();
+    AgentOptions {
+        config: format!(
+            "[[tail]]\npath = \"{}/*.log\"\ndata_id = {data_id}\nfrom = \"start\"\n",
+            logs.display()
+        ),
+        ..AgentOptions::default()
+    }
+}
+
+/// A program that logs numbered lines, some thousands per second, until told to end.
+pub struct Logger {
+    stop: Arc<AtomicBool>,
+    written: Arc<AtomicU64>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Logger {
+    /// Appends to `HOME/logs/app.log`.
+    pub fn start(home: &Path) -> Self {
+        let path = home.join("logs/app.log");
+        let mut file = std::fs::File::options().create(true).append(true).open(path).unwrap();
+        let (stop, written) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (stop_it, count) = (Arc::clone(&stop), Arc::clone(&written));
+        let thread = std::thread::spawn(move || {
+            while !stop_it.load(Ordering::SeqCst) {
+                let first = count.load(Ordering::SeqCst);
+                let lines = (first..first + 50)
+                    .map(|number| format!("{number} a line of a program that logs\n"))
+                    .collect::<String>();
+                file.write_all(lines.as_bytes()).unwrap();
+                count.store(first + 50, Ordering::SeqCst);
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        });
+        Self { stop, written, thread: Some(thread) }
+    }
+
+    /// Ends it and answers with the number of lines.
+    pub fn finish(mut self) -> u64 {
+        self.stop.store(true, Ordering::SeqCst);
+        self.thread.take().unwrap().join().unwrap();
+        self.written.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Logger {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+    }
+}
+
+/// Waits until a stream's files hold `expected` different records and checks each by identity: no
+/// gap, no repeat, no damage, and the lines of each agent are exactly 0, 1, 2 ...
+pub fn assert_all_stored(world: &World, folder: &Path, lines_per_agent: &[(&str, u64)]) {
+    let expected: u64 = lines_per_agent.iter().map(|(_, lines)| lines).sum();
+    let waited = wait_for("all records in the sink", WAIT, || {
+        Recount::of(folder).ok().filter(|recount| recount.unique() >= expected)
+    });
+    let mut numbers: std::collections::BTreeMap<String, Vec<u64>> = Default::default();
+    let recount = Recount::read(folder, |key, _, text| {
+        let text = String::from_utf8_lossy(text);
+        let number = text.split(' ').next().unwrap_or_default().parse().unwrap_or(u64::MAX);
+        numbers.entry(key.agent.clone()).or_default().push(number);
+    })
+    .unwrap();
+    let summary = format!(
+        "expected {expected}, unique {}, duplicates {}, missing {}, malformed {}, lanes {:?}",
+        recount.unique(),
+        recount.duplicates(),
+        recount.missing(),
+        recount.malformed,
+        recount.lanes.keys().collect::<Vec<_>>()
+    );
+    println!("{summary}");
+    let log = world.server.log_tail();
+    assert!(waited.is_ok(), "{summary}\nserver:\n  {log}");
+    assert_eq!(
+        (recount.unique(), recount.duplicates(), recount.missing(), recount.malformed),
+        (expected, 0, 0, 0),
+        "{summary}\nserver:\n  {log}"
+    );
+    for (agent, lines) in lines_per_agent {
+        let mut found = numbers.remove(*agent).unwrap_or_default();
+        found.sort_unstable();
+        let whole = found.iter().copied().eq(0..*lines);
+        let odd = found.iter().zip(0..).find(|(found, expected)| *found != expected);
+        assert!(whole, "agent {agent}: {} lines of {lines}, first odd one {odd:?}", found.len());
+    }
+}
