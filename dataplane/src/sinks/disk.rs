@@ -41,6 +41,8 @@ pub struct Resume {
     pub device: u64,
     /// See `device`.
     pub inode: u64,
+    /// Content from the last page boundary to the end.
+    pub tail: Vec<u8>,
 }
 
 /// What was opened.
@@ -52,8 +54,6 @@ pub struct Opened {
     pub number: u32,
     /// Length; 0 unless resumed.
     pub length: u64,
-    /// Content from the last page boundary to the end.
-    pub tail: Vec<u8>,
     /// Identity.
     pub device: u64,
     /// Identity.

@@ -16,8 +16,8 @@ use glommio::io::{BufferedFile, DmaFile, OpenOptions};
 
 use super::block::{ALIGN, Block, Write};
 use super::disk::{DiskDone, DiskOp, FileId, not_open};
-use super::plain::{self, DIRECT_BYTES_MIN, LogFile, allocate_until};
 use super::place;
+use super::plain::{self, DIRECT_BYTES_MIN, LogFile, allocate_until};
 
 /// A chain of operations in order. `None` is the log.
 type Chain = Option<FileId>;
@@ -109,7 +109,9 @@ impl Inner {
             DiskOp::Open { file, open, durable } => {
                 let placed = blocking(move || place::open(&open, durable)).await;
                 let opened = match placed {
-                    Ok((handle, opened)) => self.keep(file, handle, opened.length).await.map(|()| opened),
+                    Ok((handle, opened)) => {
+                        self.keep(file, handle, opened.length).await.map(|()| opened)
+                    }
                     Err(error) => Err(error),
                 };
                 DiskDone::Opened(file, opened)
@@ -192,8 +194,7 @@ impl Inner {
             return result;
         }
         let (log, result) = blocking(move || {
-            let result =
-                if replace { log.replace(&bytes) } else { log.append(&bytes, durable) };
+            let result = if replace { log.replace(&bytes) } else { log.append(&bytes, durable) };
             (log, result)
         })
         .await;
@@ -258,10 +259,7 @@ impl OpenFile {
 }
 
 /// Writes a full block without copying it.
-async fn write_whole(
-    direct: &DmaFile,
-    write: Write,
-) -> Result<Block, (Option<Block>, io::Error)> {
+async fn write_whole(direct: &DmaFile, write: Write) -> Result<Block, (Option<Block>, io::Error)> {
     let (buffer, filled) = write.block.into_buffer();
     let shared = Rc::new(buffer);
     let result = exact(direct.write_rc_at(shared.clone(), write.offset).await, filled);

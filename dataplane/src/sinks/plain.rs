@@ -175,7 +175,10 @@ impl PlainDisk {
         match op {
             DiskOp::Open { file, open, durable } => {
                 let opened = place::open(&open, durable);
-                DiskDone::Opened(file, opened.map(|(handle, opened)| self.keep(file, handle, opened)))
+                DiskDone::Opened(
+                    file,
+                    opened.map(|(handle, opened)| self.keep(file, handle, opened)),
+                )
             }
             DiskOp::Write { file, write } => {
                 let result = match self.files.get_mut(&file) {

@@ -127,12 +127,8 @@ pub fn recover(
 }
 
 fn lock(path: &Path) -> Result<File, RecoverError> {
-    let file = File::options()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(path)
-        .map_err(at(path))?;
+    let file =
+        File::options().write(true).create(true).truncate(false).open(path).map_err(at(path))?;
     for _ in 0..LOCK_TRIES {
         match file.try_lock() {
             Ok(()) => return Ok(file),
@@ -172,7 +168,7 @@ fn logs(folder: &Path) -> Result<Vec<PathBuf>, RecoverError> {
 /// Cuts a file to its checkpoint; `None` when it cannot be gone on with.
 fn cut(entry: FileEntry) -> Option<LeftFile> {
     let root = PathBuf::from(&entry.root);
-    let cut = || -> io::Result<()> {
+    let cut = || -> io::Result<Vec<u8>> {
         let file = place::open_left(&root, &entry.path, entry.device, entry.inode)?;
         let actual = file.metadata()?.len();
         if actual < entry.length {
@@ -184,19 +180,23 @@ fn cut(entry: FileEntry) -> Option<LeftFile> {
         if actual > entry.length {
             file.sync_all()?;
             tracing::info!(
-                path = entry.path, excess = actual - entry.length,
+                path = entry.path,
+                excess = actual - entry.length,
                 "cut what was written after the last checkpoint"
             );
         }
-        Ok(())
+        place::tail(&file, entry.length)
     };
-    if let Err(error) = cut() {
-        tracing::warn!(
-            root = entry.root, path = entry.path, %error,
-            "a sink file is not as it was left; it is not touched"
-        );
-        return None;
-    }
+    let tail = match cut() {
+        Ok(tail) => tail,
+        Err(error) => {
+            tracing::warn!(
+                root = entry.root, path = entry.path, %error,
+                "a sink file is not as it was left; it is not touched"
+            );
+            return None;
+        }
+    };
     Some(LeftFile {
         stream: entry.stream,
         root,
@@ -208,6 +208,7 @@ fn cut(entry: FileEntry) -> Option<LeftFile> {
             length: entry.length,
             device: entry.device,
             inode: entry.inode,
+            tail,
         },
     })
 }

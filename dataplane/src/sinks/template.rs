@@ -263,8 +263,23 @@ mod tests {
     #[test]
     fn hostile_templates_are_refused() {
         for template in [
-            "", "/etc/passwd", "../x", "a/../b", "a//b", "a/", "./a", "a/.", "...", "{data_id",
-            "{home}/x", "a\0b", "a b", "a\\b", "a}b", "~/{data_id}", "a\nb",
+            "",
+            "/etc/passwd",
+            "../x",
+            "a/../b",
+            "a//b",
+            "a/",
+            "./a",
+            "a/.",
+            "...",
+            "{data_id",
+            "{home}/x",
+            "a\0b",
+            "a b",
+            "a\\b",
+            "a}b",
+            "~/{data_id}",
+            "a\nb",
         ] {
             assert!(Template::parse(template).is_err(), "{template:?} was taken");
         }
@@ -302,8 +317,7 @@ mod tests {
 
     #[test]
     fn rotation_numbers_go_before_the_extension() {
-        for (path, expected) in
-            [("a.b/x.log", "a.b/x.2.log"), ("a.b/x", "a.b/x.2"), (".x", ".x.2")]
+        for (path, expected) in [("a.b/x.log", "a.b/x.2.log"), ("a.b/x", "a.b/x.2"), (".x", ".x.2")]
         {
             assert_eq!(numbered(path, 2), expected);
             assert_eq!(numbered(path, 0), path);
