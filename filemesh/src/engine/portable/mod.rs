@@ -4,6 +4,7 @@ mod hash;
 mod leaf_file;
 mod partial;
 mod seed_file;
+mod staged;
 mod state_file;
 mod store_file;
 

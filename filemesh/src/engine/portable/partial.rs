@@ -6,6 +6,7 @@
 //! ever sees the final name with half a file: it appears by rename after everything was flushed.
 //! What is claimed of an earlier run is in a state file ([`super::state_file`]).
 
+use super::staged::StagedFile;
 use super::state_file::{StateFile, StateOf};
 use crate::core::bitfield::Bitfield;
 use crate::core::geometry::{BLOCK_BYTES, Geometry};
@@ -17,7 +18,7 @@ use skein_wire::ids::TransferId;
 use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// What a file gets when it is finished.
@@ -37,8 +38,7 @@ pub struct PartialFile {
     dir: TargetDir,
     temporary: Vec<u8>,
     name: Vec<u8>,
-    path: PathBuf,
-    file: File,
+    file: StagedFile,
     geometry: Geometry,
     state: StateFile,
     is_new: bool,
@@ -74,7 +74,8 @@ impl PartialFile {
         let (name, geometry) = (name.to_vec(), manifest.geometry);
         let written =
             if is_new { Bitfield::new(geometry.block_count()) } else { state.blocks().clone() };
-        Ok(Self { dir, temporary, name, path, file, geometry, state, is_new, written })
+        let file = StagedFile::new(file, path);
+        Ok(Self { dir, temporary, name, file, geometry, state, is_new, written })
     }
 
     /// Blocks that an earlier run may have written; for
@@ -84,24 +85,25 @@ impl PartialFile {
         claims.then(|| self.state.blocks().clone())
     }
 
-    /// Writes proved `data` at `offset`: whole blocks from a block border on.
+    /// Writes proved `data` at `offset`: whole blocks from a block border on. Small neighbouring
+    /// writes leave together, so that an error may belong to an earlier one.
     pub fn write_at(&mut self, offset: u64, data: &[u8]) -> Result<(), FileError> {
         let end = offset + data.len() as u64;
         let whole = end.is_multiple_of(u64::from(BLOCK_BYTES)) || end == self.geometry.size_bytes();
         let start =
             self.geometry.block_at(offset).filter(|_| whole && end <= self.geometry.size_bytes());
         let start = start.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput));
-        let start = start.on("write other than whole blocks to", &self.path)?;
+        let start = start.on("write other than whole blocks to", self.file.path())?;
         let blocks = start..end.div_ceil(u64::from(BLOCK_BYTES)) as u32;
         self.state.claim(blocks.clone())?;
-        self.file.write_all_at(data, offset).on("write", &self.path)?;
+        self.file.write_at(offset, data)?;
         self.written.set_range(blocks);
         Ok(())
     }
 
     /// Appends exactly `len` bytes at `offset` to `out`; on failure `out` is as before.
     pub fn append_at(&self, offset: u64, len: usize, out: &mut Vec<u8>) -> Result<(), FileError> {
-        sys::append_at(&self.file, offset, len, out).on("read", &self.path)
+        self.file.append_at(offset, len, out)
     }
 
     /// Where the file will be.
@@ -112,25 +114,27 @@ impl PartialFile {
     /// Completes the file: attributes, flush, rename into place, flush of the directory. Call it
     /// when every block is proved and written. After an error the partial file is still there.
     pub fn finish(self, attributes: &Attributes) -> Result<FileStamp, FileError> {
-        let Self { dir, temporary, name, path, file, state, written, .. } = self;
+        let Self { dir, temporary, name, file: mut staged, state, written, .. } = self;
         if let Some(block) = written.next_zero(0) {
-            return Err(FileError::Incomplete { path, block });
+            return Err(FileError::Incomplete { path: staged.path().to_path_buf(), block });
         }
+        staged.flush()?;
+        let (file, path) = (staged.file(), staged.path());
         let Owner { uid, gid } = attributes.owner;
         // The owner first: changing it clears the set-id bits of a mode.
         if uid.is_some() || gid.is_some() {
-            sys::change_owner(&file, uid, gid).on("change the owner of", &path)?;
+            sys::change_owner(file, uid, gid).on("change the owner of", path)?;
         }
         let mode = Permissions::from_mode(attributes.mode);
-        file.set_permissions(mode).on("change the mode of", &path)?;
+        file.set_permissions(mode).on("change the mode of", path)?;
         if let Some(mtime_ms) = attributes.mtime_ms {
-            sys::set_mtime(&file, mtime_ms).on("change the time of", &path)?;
+            sys::set_mtime(file, mtime_ms).on("change the time of", path)?;
         }
-        file.sync_all().on("flush", &path)?;
-        sys::rename_at(dir.as_fd(), &temporary, &name).on("rename into place", &path)?;
+        file.sync_all().on("flush", path)?;
+        sys::rename_at(dir.as_fd(), &temporary, &name).on("rename into place", path)?;
         dir.sync()?;
         state.remove()?;
-        Ok(FileStamp::of(&file.metadata().on("look at", &path)?))
+        Ok(FileStamp::of(&file.metadata().on("look at", path)?))
     }
 
     /// Removes what an earlier run left of `transfer` in `dir` and `state_dir`, if anything.
@@ -152,7 +156,7 @@ impl PartialFile {
 
     /// Removes the partial file and its state.
     pub fn abandon(self) -> Result<(), FileError> {
-        sys::unlink_at(self.dir.as_fd(), &self.temporary).on("remove", &self.path)?;
+        sys::unlink_at(self.dir.as_fd(), &self.temporary).on("remove", self.file.path())?;
         self.state.remove()
     }
 }
