@@ -284,9 +284,8 @@ mod tests {
         let (directory, a) = (Directory::default(), agent("a"));
         directory.claim(&a, ONE, ChannelKind::Signal, entry(1));
         directory.claim(&a, ONE, ChannelKind::Data, entry(2));
-        let refused = |kind| {
-            matches!(directory.claim(&a, TWO, kind, entry(3)), Claim::Refused { .. })
-        };
+        let refused =
+            |kind| matches!(directory.claim(&a, TWO, kind, entry(3)), Claim::Refused { .. });
         assert!(refused(ChannelKind::Signal) && refused(ChannelKind::File));
         directory.release(&a, ChannelKind::Signal, entry(1).at, "closed");
         assert!(refused(ChannelKind::Data));

@@ -87,7 +87,8 @@ impl DataProcess {
         let own_dir = config.own_dir();
         let run_dir = config.data_dir.join("run");
         for dir in [&own_dir, &own_dir.join("checkpoints"), &run_dir] {
-            std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+            std::fs::create_dir_all(dir)
+                .with_context(|| format!("cannot make {}", dir.display()))?;
         }
         let sessions_max = raise_file_limit(config.sessions_max);
         let tls = wait_for_certificate(&own_dir)?;

@@ -93,6 +93,10 @@ struct Shell {
 async fn accept(shell: Rc<Shell>, kind: ChannelKind, listener: TcpListener) {
     let accepted = counter!(names::DATA_CONNECTIONS_ACCEPTED, "port" => kind.as_str());
     loop {
+        // A storm of reconnects waits in the kernel's backlog instead of being turned away.
+        while shell.shard.borrow().is_pre_auth_full() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         match listener.accept().await {
             Ok((stream, remote)) => {
                 accepted.increment(1);
@@ -112,7 +116,11 @@ async fn accept(shell: Rc<Shell>, kind: ChannelKind, listener: TcpListener) {
 }
 
 impl Shell {
-    fn accepted(self: &Rc<Self>, stream: TcpStream, remote: SocketAddr) -> Result<(), AcceptRefused> {
+    fn accepted(
+        self: &Rc<Self>,
+        stream: TcpStream,
+        remote: SocketAddr,
+    ) -> Result<(), AcceptRefused> {
         let key = self.shard.borrow_mut().accept(remote)?;
         let _ = stream.set_nodelay(true);
         tokio::task::spawn_local(connection(self.clone(), key, stream));

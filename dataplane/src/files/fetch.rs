@@ -84,7 +84,7 @@ impl FetchDisk {
     }
 
     /// Reads back. Blocks: file threads only.
-    pub fn read(&self, range: &Range<u64>) -> Option<Vec<u8>> {
+    pub fn read(&mut self, range: &Range<u64>) -> Option<Vec<u8>> {
         let mut data = Vec::new();
         let bytes = (range.end - range.start) as usize;
         self.file.append_at(range.start, bytes, &mut data).ok().map(|()| data)

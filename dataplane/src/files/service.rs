@@ -48,11 +48,7 @@ struct Transfers {
 
 impl FileService {
     /// A service without transfers.
-    pub fn new(
-        pool: FilePool,
-        fleet: FleetSender,
-        shards: Vec<flume::Sender<ShardMail>>,
-    ) -> Self {
+    pub fn new(pool: FilePool, fleet: FleetSender, shards: Vec<flume::Sender<ShardMail>>) -> Self {
         let transfers = Mutex::default();
         Self { inner: Arc::new(Inner { pool, fleet, shards, transfers }) }
     }

@@ -66,10 +66,9 @@ impl Receiver {
 
     async fn handle(&mut self, kind: Kind) {
         match kind {
-            Kind::Welcome(welcome) => self
-                .shared
-                .liveness
-                .set(welcome.heartbeat_interval_ms, welcome.heartbeat_misses),
+            Kind::Welcome(welcome) => {
+                self.shared.liveness.set(welcome.heartbeat_interval_ms, welcome.heartbeat_misses)
+            }
             Kind::ToAgents(message) => self.to_agents(message).await,
             Kind::Enrol(answer) => {
                 if let Some(to) = self.sender.enrolled(answer.request_id) {

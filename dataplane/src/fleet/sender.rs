@@ -159,8 +159,7 @@ impl FleetQueue {
 
     /// Writes the queue's size to its metric.
     pub(super) fn report(&self) {
-        gauge!(names::DATA_FLEET_QUEUE_BYTES)
-            .set(self.shared.bytes.load(Ordering::Relaxed) as f64);
+        gauge!(names::DATA_FLEET_QUEUE_BYTES).set(self.shared.bytes.load(Ordering::Relaxed) as f64);
     }
 }
 

@@ -128,7 +128,7 @@ impl Conn {
         }
         match &self.state {
             State::Hello(_) | State::Enrol(..) => Some(PRE_AUTH_BYTES_MAX - self.pre_auth_held()),
-            State::Data(data) if data.blocked().is_some() => None,
+            State::Data(data) if !data.wants_read() => None,
             State::File(file) if !file.wants_read() => None,
             _ if tight => Some(READ_UNDER_PRESSURE_BYTES),
             _ => Some(usize::MAX),
@@ -371,15 +371,19 @@ impl Conn {
         }
     }
 
-    /// The process goes away: the agent is told its slot. Signal and data go on until shutdown.
+    /// The process goes away: the agent is told its slot. Signals go on until shutdown, and so do
+    /// acknowledgements, but no batch is taken any more.
     pub fn go_away(&mut self, ctx: &mut Ctx<'_>) {
         const SPREAD_MS: u64 = 3_000;
         let reconnect_after_ms = hello::reconnect_slot(ctx.me.conn, SPREAD_MS);
-        match &self.state {
+        match &mut self.state {
             State::Signal(signal) => {
                 let _ = signal.go_away(reconnect_after_ms, &mut self.plain);
             }
-            State::Data(_) => ServerFrame::GoAway { reconnect_after_ms }.encode(&mut self.plain),
+            State::Data(data) => {
+                data.leave(ctx);
+                ServerFrame::GoAway { reconnect_after_ms }.encode(&mut self.plain);
+            }
             _ => {}
         }
     }
@@ -535,6 +539,7 @@ impl Conn {
             self.tls.close(&mut self.out);
         }
         self.plain = Vec::new();
+        self.tls.forget_held();
     }
 
     /// Why it ends, once it does.
@@ -545,7 +550,9 @@ impl Conn {
     /// After refusals and other orderly ends the peer's bytes are read and thrown away for a
     /// moment: closing a socket with unread bytes would destroy our answer on its way.
     fn lingers(&self) -> bool {
-        use CloseReason::{ByControl, Draining, Enrolled, EnrolTimeout, Refused, Replaced, Revoked};
+        use CloseReason::{
+            ByControl, Draining, EnrolTimeout, Enrolled, Refused, Replaced, Revoked,
+        };
         matches!(
             self.ending(),
             Some(Refused(_) | Enrolled | EnrolTimeout | Draining | Replaced | Revoked | ByControl)

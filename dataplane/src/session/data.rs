@@ -34,6 +34,8 @@ pub struct DataState {
     reserved: usize,
     /// When the frame that is not whole began, observed time.
     frame_since_ms: u64,
+    /// The process goes away: nothing is taken any more.
+    leaving: bool,
 }
 
 struct Assembly {
@@ -63,7 +65,21 @@ impl DataState {
             stuck: VecDeque::new(),
             reserved: 0,
             frame_since_ms: 0,
+            leaving: false,
         }
+    }
+
+    /// Whether more input is welcome.
+    pub fn wants_read(&self) -> bool {
+        !self.leaving && self.blocked().is_none()
+    }
+
+    /// Takes nothing more. What the router has not taken is not acknowledged; the agent sends it
+    /// to whoever it goes to.
+    pub fn leave(&mut self, ctx: &mut Ctx<'_>) {
+        self.leaving = true;
+        self.head = Vec::new();
+        self.end(ctx);
     }
 
     /// What it waits for.
@@ -99,7 +115,7 @@ impl DataState {
             };
             self.pass_whole_batch(ctx);
         }
-        Ok(if self.blocked().is_some() { Flow::Pause } else { Flow::Continue })
+        Ok(if self.wants_read() { Flow::Continue } else { Flow::Pause })
     }
 
     /// Reads a frame's head (or a whole small frame); returns what comes behind it.
@@ -227,7 +243,7 @@ impl DataState {
             }
         }
         self.frame_since_ms = ctx.now_ms; // what was waited for was ours
-        self.blocked().is_none()
+        self.wants_read()
     }
 
     /// Gives back the reservation of what the router has taken.

@@ -66,7 +66,8 @@ impl EnrolState {
 
 /// Control's reply as a frame, appended to `plain`.
 pub fn answer(reply: &[u8], plain: &mut Vec<u8>) -> Result<(), CloseReason> {
-    frame::encode_bytes(&[reply], SIGNAL_MESSAGE_BYTES_MAX, plain).map_err(|_| CloseReason::Internal)
+    frame::encode_bytes(&[reply], SIGNAL_MESSAGE_BYTES_MAX, plain)
+        .map_err(|_| CloseReason::Internal)
 }
 
 /// The reply when control cannot be asked.

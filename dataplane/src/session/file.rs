@@ -322,7 +322,7 @@ impl FetchRun {
     /// Reads back what an earlier run claims to have written.
     fn check_claims(&mut self, ctx: &mut Ctx<'_>) -> Result<(), CloseReason> {
         let Some(range) = self.leecher.next_check() else { return Ok(()) };
-        let disk = self.disk.take().ok_or(CloseReason::Internal)?;
+        let mut disk = self.disk.take().ok_or(CloseReason::Internal)?;
         submit(ctx, move || {
             let data = disk.read(&range);
             FileMail::Checked(disk, data)

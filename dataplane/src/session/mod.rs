@@ -14,6 +14,6 @@ mod shared;
 mod signal;
 
 pub use close::CloseReason;
-pub use data::Blocked;
 pub use conn::Conn;
+pub use data::Blocked;
 pub use shared::{Ctx, Liveness, Shared};

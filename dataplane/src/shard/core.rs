@@ -92,8 +92,10 @@ pub struct Shard {
     memory_waiters: VecDeque<ConnKey>,
     /// Per router worker: sessions that wait for its queue.
     router_waiters: Vec<Vec<ConnKey>>,
-    /// Workers to wait for.
+    /// Workers to wait for, not yet told to the driver.
     waits: Vec<usize>,
+    /// Per worker: it is waited for.
+    awaited: Vec<bool>,
     shutdown: bool,
 }
 
@@ -151,6 +153,7 @@ impl Shard {
             memory_waiters: VecDeque::new(),
             router_waiters: vec![Vec::new(); workers],
             waits: Vec::new(),
+            awaited: vec![false; workers],
             shutdown: false,
         }
     }
@@ -158,6 +161,11 @@ impl Shard {
     /// Number of connections.
     pub fn connections(&self) -> usize {
         self.conns.len()
+    }
+
+    /// Whether so many connections have not authenticated that no other should be accepted now.
+    pub fn is_pre_auth_full(&self) -> bool {
+        self.pre_auth >= PRE_AUTH_CONNECTIONS_MAX
     }
 
     /// Counters of this shard.
@@ -177,7 +185,7 @@ impl Shard {
         if self.shutdown {
             return Err(AcceptRefused::Draining);
         }
-        if self.pre_auth >= PRE_AUTH_CONNECTIONS_MAX {
+        if self.is_pre_auth_full() {
             return Err(AcceptRefused::PreAuth);
         }
         let tls = self.tls.accept().map_err(|_| AcceptRefused::Tls)?;
@@ -288,6 +296,7 @@ impl Shard {
 
     /// A worker that was waited for has room.
     pub fn router_ready(&mut self, worker: usize) {
+        self.awaited[worker] = false;
         let waiters = std::mem::take(&mut self.router_waiters[worker]);
         for key in waiters {
             if let Some(slot) = self.conns.get_mut(key) {
@@ -304,7 +313,7 @@ impl Shard {
     }
 
     fn wait_for(&mut self, worker: usize) {
-        if !self.waits.contains(&worker) {
+        if !std::mem::replace(&mut self.awaited[worker], true) {
             self.waits.push(worker);
         }
     }

@@ -110,6 +110,11 @@ impl TlsSession {
         held.len()
     }
 
+    /// Nothing more will be received: forgets what is held.
+    pub fn forget_held(&mut self) {
+        self.held = Vec::new();
+    }
+
     /// Takes back the held bytes of a buffer in which nothing new arrived.
     pub fn give_back(&mut self, held: &[u8]) {
         debug_assert!(self.held.is_empty());
@@ -163,9 +168,7 @@ impl TlsSession {
                         }
                     }
                 }
-                ConnectionState::EncodeTlsData(mut data) => {
-                    append(out, |room| data.encode(room))?
-                }
+                ConnectionState::EncodeTlsData(mut data) => append(out, |room| data.encode(room))?,
                 ConnectionState::TransmitTlsData(data) => data.done(),
                 ConnectionState::WriteTraffic(_) => {
                     self.established = true;
@@ -226,9 +229,7 @@ impl TlsSession {
                     }
                 }
                 // A key update that rustls wants sent first.
-                ConnectionState::EncodeTlsData(mut data) => {
-                    append(out, |room| data.encode(room))?
-                }
+                ConnectionState::EncodeTlsData(mut data) => append(out, |room| data.encode(room))?,
                 ConnectionState::TransmitTlsData(data) => data.done(),
                 _ => return Err(TlsError::NotEstablished),
             }

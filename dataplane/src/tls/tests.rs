@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::client::WantsClientCert;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, ConfigBuilder, RootCertStore};
 
 use super::*;
@@ -58,16 +58,14 @@ fn connect(config: ClientConfig) -> ClientConnection {
     ClientConnection::new(Arc::new(config), name).unwrap()
 }
 
-fn leaf(
-    issuer: &CertifiedIssuer<'static, KeyPair>,
-    common_name: &str,
-    dns: &str,
-) -> Identity {
+fn leaf(issuer: &CertifiedIssuer<'static, KeyPair>, common_name: &str, dns: &str) -> Identity {
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::new(vec![dns.to_owned()]).unwrap();
     params.distinguished_name.push(DnType::CommonName, common_name);
-    params.extended_key_usages =
-        vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth, rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+    params.extended_key_usages = vec![
+        rcgen::ExtendedKeyUsagePurpose::ServerAuth,
+        rcgen::ExtendedKeyUsagePurpose::ClientAuth,
+    ];
     let certificate = params.signed_by(&key, issuer).unwrap();
     (vec![certificate.der().clone()], PrivateKeyDer::try_from(key.serialize_der()).unwrap())
 }
