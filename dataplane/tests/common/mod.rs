@@ -106,6 +106,14 @@ pub fn config(dir: &Path) -> DataConfig {
 }
 
 impl Server {
+    /// Ends the process and starts another on the same folder; control is away meanwhile.
+    pub fn restart(self) -> Self {
+        let Self { process, pki, dir, fleet, _temp } = self;
+        process.stop().unwrap();
+        let process = DataProcess::start(config(&dir)).unwrap();
+        Self { process, pki, dir, fleet, _temp }
+    }
+
     pub fn start() -> Self {
         let temp = tempfile::tempdir().unwrap();
         let dir = temp.path().to_owned();
