@@ -270,6 +270,7 @@ impl Service {
 
     fn read_letters(&mut self) -> bool {
         let mut accepted = Vec::new();
+        let mut stop = false;
         for letter in self.inbox.take() {
             match letter {
                 Letter::Order(order) => self.take_order(order, &mut accepted),
@@ -279,13 +280,13 @@ impl Service {
                 }
                 Letter::Link(_) => {}
                 Letter::Swept(id, alive) => self.swept(&id, alive),
-                Letter::Stop => return true,
+                Letter::Stop => stop = true,
             }
         }
         if !accepted.is_empty() {
             self.commit(accepted);
         }
-        false
+        stop
     }
 
     // ------------------------------------------------------------------ commands

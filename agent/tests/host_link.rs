@@ -1,0 +1,367 @@
+//! The whole agent, real binary and real processes, against a server that this test plays.
+
+mod host_support;
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use host_support::{Agent, Server, wait_until};
+use skein_filemesh::engine::HashedFile;
+use skein_wire::hello::HelloStatus;
+use skein_wire::signal::v1::agent_message::Kind;
+use skein_wire::signal::v1::{
+    CancelTransfer, GoAway, JoinTransfer, OfferFile, Ping, RunTask, TaskState, TaskUpdate,
+    TransferState, TransferUpdate, command_body, server_message,
+};
+
+fn run_task(text: &str) -> RunTask {
+    let mut task_id = [0; 16];
+    skein_agent::clock::random(&mut task_id);
+    RunTask {
+        task_id: task_id.to_vec().into(),
+        script: text.as_bytes().to_vec().into(),
+        interpreter: vec!["/bin/bash".into()],
+        timeout_ms: 20_000,
+        ..RunTask::default()
+    }
+}
+
+fn final_update(server: &Server, task: &RunTask) -> TaskUpdate {
+    server.find("the task's end", |kind| match kind {
+        Kind::TaskUpdate(update)
+            if update.task_id == task.task_id && update.state >= TaskState::Succeeded as i32 =>
+        {
+            Some(update.clone())
+        }
+        _ => None,
+    })
+}
+
+fn refused(server: &Server, reason: &str) {
+    server.find(reason, |kind| match kind {
+        Kind::CommandRefused(refused) => (refused.reason == reason).then_some(()),
+        _ => None,
+    });
+}
+
+fn status(home: &Path) -> Option<i32> {
+    let status = Command::new(env!("CARGO_BIN_EXE_skein-agent"))
+        .args(["status", "--home"])
+        .arg(home)
+        .stdout(std::process::Stdio::null())
+        .status();
+    status.unwrap().code()
+}
+
+#[test]
+fn an_agent_enrols_connects_runs_a_command_and_ends() {
+    let server = Server::start();
+    let temp = tempfile::tempdir().unwrap();
+    let id = server.enrol(temp.path());
+    assert_eq!(status(temp.path()), Some(2));
+    let agent = Agent::start(temp.path());
+    let facts = server.find("facts", |kind| match kind {
+        Kind::Facts(facts) => Some(facts.clone()),
+        _ => None,
+    });
+    assert_eq!(facts.labels["role"], "web");
+    assert_eq!(facts.region, "r1");
+    assert!(!facts.metrics_addr.is_empty());
+    server.find("a heartbeat", |kind| matches!(kind, Kind::Heartbeat(_)).then_some(()));
+    wait_until("status says connected", || status(temp.path()) == Some(0));
+
+    server.send(server_message::Kind::Ping(Ping { nonce: 7, payload: vec![1; 64].into() }));
+    server.find("the echo", |kind| match kind {
+        Kind::Echo(echo) => (echo.nonce == 7 && echo.payload.len() == 64).then_some(()),
+        _ => None,
+    });
+
+    let task = run_task("uname -s");
+    let frame = server.command(&id, command_body::Kind::RunTask(task.clone()));
+    assert_eq!(final_update(&server, &task).state(), TaskState::Succeeded);
+    assert_eq!(server.shared.outputs.lock().unwrap()[&task.task_id.to_vec()], b"Linux\n");
+    server.send_bytes(frame);
+    refused(&server, "replayed");
+
+    let second = Command::new(env!("CARGO_BIN_EXE_skein-agent"))
+        .args(["run", "--home"])
+        .arg(temp.path())
+        .output()
+        .unwrap();
+    assert!(!second.status.success());
+    assert!(String::from_utf8_lossy(&second.stderr).contains("another agent runs"));
+    assert!(agent.terminate().success());
+    assert_eq!(status(temp.path()), Some(2));
+}
+
+#[test]
+fn commands_that_are_not_for_us_are_refused_with_a_reason() {
+    let server = Server::start();
+    let temp = tempfile::tempdir().unwrap();
+    let id = server.enrol(temp.path());
+    let _agent = Agent::start(temp.path());
+    let run = || command_body::Kind::RunTask(run_task("touch /tmp/never"));
+    server.command("another", run());
+    refused(&server, "signature");
+    let old = server.dispatch(&id, run(), skein_agent::clock::wall_ms() - 10_000);
+    let mut bytes = Vec::new();
+    let parts = [&old.common[..], &old.extras[0]];
+    skein_wire::frame::encode_bytes(&parts, 1 << 18, &mut bytes).unwrap();
+    server.send_bytes(bytes);
+    refused(&server, "expired");
+    let other = Server::start();
+    let foreign = other.dispatch(&id, run(), skein_agent::clock::wall_ms() + 10_000);
+    let mut bytes = Vec::new();
+    let parts = [&foreign.common[..], &foreign.extras[0]];
+    skein_wire::frame::encode_bytes(&parts, 1 << 18, &mut bytes).unwrap();
+    server.shared.received.lock().unwrap().clear();
+    server.send_bytes(bytes);
+    refused(&server, "signature");
+}
+
+#[test]
+fn a_wrong_token_or_a_foreign_server_enrols_nobody() {
+    let (server, other) = (Server::start(), Server::start());
+    let temp = tempfile::tempdir().unwrap();
+    let mut wrong = server.shared.token.clone();
+    wrong.secret = [9; 16];
+    let output = server.enrol_with(temp.path(), &wrong.to_string());
+    assert!(!output.status.success());
+    assert!(String::from_utf8_lossy(&output.stderr).contains("wrong token"));
+    let output = server.enrol_with(temp.path(), &other.shared.token.to_string());
+    assert!(!output.status.success());
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(text.contains("does not present the authority"), "{text}");
+    assert!(!temp.path().join("agent.toml").exists());
+}
+
+#[test]
+fn a_second_enrolment_keeps_the_id() {
+    let server = Server::start();
+    let temp = tempfile::tempdir().unwrap();
+    let id = server.enrol(temp.path());
+    let key = std::fs::read(temp.path().join("identity/agent.key")).unwrap();
+    assert_eq!(server.enrol(temp.path()), id);
+    assert_eq!(std::fs::read(temp.path().join("identity/agent.key")).unwrap(), key);
+}
+
+#[test]
+fn a_script_survives_kill_9_of_its_worker() {
+    let server = Server::start();
+    let temp = tempfile::tempdir().unwrap();
+    let id = server.enrol(temp.path());
+    let agent = Agent::start(temp.path());
+    let (runs, gate) = (temp.path().join("runs"), temp.path().join("gate"));
+    let task = run_task(&format!(
+        "echo x >> {}; echo one; until [ -e {} ]; do sleep 0.05; done; echo two",
+        runs.display(),
+        gate.display()
+    ));
+    server.command(&id, command_body::Kind::RunTask(task.clone()));
+    wait_until("it runs", || runs.exists());
+    agent.kill_worker();
+    wait_until("another session", || server.shared.sessions.load(Ordering::SeqCst) >= 2);
+    std::fs::write(gate, "").unwrap();
+    assert_eq!(final_update(&server, &task).state(), TaskState::Succeeded);
+    assert_eq!(server.shared.outputs.lock().unwrap()[&task.task_id.to_vec()], b"one\ntwo\n");
+    assert_eq!(std::fs::read_to_string(runs).unwrap(), "x\n");
+    let instances = server.shared.instances.lock().unwrap().clone();
+    assert_ne!(instances.first(), instances.last());
+}
+
+#[test]
+fn slots_of_the_server_are_kept() {
+    let server = Server::start();
+    let temp = tempfile::tempdir().unwrap();
+    server.enrol(temp.path());
+    *server.shared.refuse.lock().unwrap() = Some((HelloStatus::RetryLater, 700));
+    let began = std::time::Instant::now();
+    let _agent = Agent::start(temp.path());
+    wait_until("a session", || server.shared.sessions.load(Ordering::SeqCst) == 1);
+    assert!(began.elapsed() >= Duration::from_millis(700));
+    let began = std::time::Instant::now();
+    let (reason, reconnect_after_ms) = ("upgrade".into(), 600);
+    server.send(server_message::Kind::GoAway(GoAway { reason, reconnect_after_ms }));
+    wait_until("the next session", || server.shared.sessions.load(Ordering::SeqCst) == 2);
+    assert!(began.elapsed() >= Duration::from_millis(600));
+}
+
+#[test]
+fn a_certificate_near_its_end_is_renewed_in_place() {
+    let server = Server::start();
+    let temp = tempfile::tempdir().unwrap();
+    // One hour is over already, so 100 s are less than a third of what is left.
+    *server.shared.certificate_life.lock().unwrap() = Duration::from_secs(100);
+    server.enrol(temp.path());
+    let before = std::fs::read(temp.path().join("identity/agent.crt")).unwrap();
+    let _agent = Agent::start(temp.path());
+    wait_until("a new certificate", || {
+        std::fs::read(temp.path().join("identity/agent.crt")).unwrap() != before
+    });
+    assert_eq!(server.shared.sessions.load(Ordering::SeqCst), 1);
+}
+
+// ------------------------------------------------------------------------ files
+
+struct Push {
+    id: [u8; 16],
+    source: Vec<u8>,
+    hashed: std::sync::Arc<HashedFile>,
+}
+
+fn push(server: &Server, dir: &Path, bytes: usize) -> Push {
+    let mut id = [0; 16];
+    skein_agent::clock::random(&mut id);
+    let mut source = vec![0; bytes];
+    skein_agent::clock::random(&mut source);
+    let path = dir.join("source.bin");
+    std::fs::write(&path, &source).unwrap();
+    let hashed = server.seed(id, &path);
+    Push { id, source, hashed }
+}
+
+fn join(push: &Push, directory: &Path, name: &str) -> JoinTransfer {
+    JoinTransfer {
+        transfer_id: push.id.to_vec().into(),
+        file: Some(push.hashed.manifest.to_info()),
+        directory: directory.to_str().unwrap().into(),
+        file_name: name.into(),
+        mode: 0o640,
+        create_directory: true,
+        ..JoinTransfer::default()
+    }
+}
+
+fn transfer_end(server: &Server, id: &[u8; 16]) -> TransferUpdate {
+    server.find("the transfer's end", |kind| match kind {
+        Kind::TransferUpdate(update)
+            if update.transfer_id == id[..] && update.state >= TransferState::Done as i32 =>
+        {
+            Some(update.clone())
+        }
+        _ => None,
+    })
+}
+
+#[test]
+fn a_pushed_file_arrives_whole_also_over_broken_channels() {
+    let server = Server::start();
+    let (temp, target) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let id = server.enrol(temp.path());
+    let _agent = Agent::start(temp.path());
+    let push = push(&server, target.path(), 5_000_001);
+    server.shared.cuts.lock().unwrap().extend([2_000_000, 1_000_000]);
+    let directory = target.path().join("a/b");
+    let order = join(&push, &directory, "file.bin");
+    server.command(&id, command_body::Kind::JoinTransfer(order));
+    let ended = transfer_end(&server, &push.id);
+    assert_eq!((ended.state(), ended.error.as_str()), (TransferState::Done, ""));
+    assert_eq!(ended.verified_bytes, 5_000_001);
+    let file = directory.join("file.bin");
+    assert_eq!(std::fs::read(&file).unwrap(), push.source);
+    let mode =
+        std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&file).unwrap().permissions());
+    assert_eq!(mode & 0o7777, 0o640);
+    assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 1);
+}
+
+#[test]
+fn a_transfer_goes_on_from_its_blocks_after_kill_9() {
+    let server = Server::start();
+    let (temp, target) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let id = server.enrol(temp.path());
+    let agent = Agent::start(temp.path());
+    let push = push(&server, target.path(), 8_000_000);
+    let mut order = join(&push, target.path(), "file.bin");
+    order.rate_limit_bytes_per_s = 2_000_000;
+    server.command(&id, command_body::Kind::JoinTransfer(order));
+    server.find("progress", |kind| match kind {
+        Kind::TransferUpdate(update) => (update.verified_bytes > 1_000_000).then_some(()),
+        _ => None,
+    });
+    agent.kill_worker();
+    let ended = transfer_end(&server, &push.id);
+    assert_eq!(ended.state(), TransferState::Done, "{}", ended.error);
+    assert!(ended.resumed_bytes > 1_000_000, "{}", ended.resumed_bytes);
+    assert_eq!(std::fs::read(target.path().join("file.bin")).unwrap(), push.source);
+}
+
+#[test]
+fn hostile_targets_are_refused_and_leave_nothing() {
+    let server = Server::start();
+    let (temp, target) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let id = server.enrol(temp.path());
+    let _agent = Agent::start(temp.path());
+    let identity = temp.path().join("identity");
+    std::os::unix::fs::symlink(&identity, target.path().join("link")).unwrap();
+    let link = target.path().join("link");
+    let dots = target.path().join("../etc");
+    for (directory, name) in [
+        (target.path(), "../x"),
+        (target.path(), "/etc/x"),
+        (target.path(), ""),
+        (target.path(), "a\0b"),
+        (dots.as_path(), "x"),
+        (Path::new("relative"), "x"),
+        (Path::new("/proc/sys"), "x"),
+        (identity.as_path(), "agent.crt"),
+        (link.as_path(), "agent.crt"),
+    ] {
+        let push = push(&server, target.path(), 10);
+        let order = join(&push, directory, name);
+        server.command(&id, command_body::Kind::JoinTransfer(order));
+        let ended = transfer_end(&server, &push.id);
+        assert_eq!(ended.state(), TransferState::Failed, "{directory:?} {name:?}");
+        assert!(!ended.error.is_empty());
+    }
+    let mut names: Vec<_> = std::fs::read_dir(target.path()).unwrap().flatten().collect();
+    names.retain(|entry| !entry.file_name().to_string_lossy().starts_with("source"));
+    assert_eq!(names.len(), 1);
+}
+
+#[test]
+fn a_transfer_can_be_cancelled() {
+    let server = Server::start();
+    let (temp, target) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let id = server.enrol(temp.path());
+    let _agent = Agent::start(temp.path());
+    let push = push(&server, target.path(), 8_000_000);
+    let mut order = join(&push, &target.path().join("to"), "file.bin");
+    order.rate_limit_bytes_per_s = 500_000;
+    server.command(&id, command_body::Kind::JoinTransfer(order));
+    server.find("progress", |kind| match kind {
+        Kind::TransferUpdate(update) => (update.verified_bytes > 0).then_some(()),
+        _ => None,
+    });
+    let cancel = CancelTransfer { transfer_id: push.id.to_vec().into() };
+    server.command(&id, command_body::Kind::CancelTransfer(cancel));
+    assert_eq!(transfer_end(&server, &push.id).state(), TransferState::Cancelled);
+    assert_eq!(std::fs::read_dir(target.path().join("to")).unwrap().count(), 0);
+}
+
+#[test]
+fn an_offer_says_what_the_file_is_or_why_not() {
+    let server = Server::start();
+    let (temp, target) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let id = server.enrol(temp.path());
+    let _agent = Agent::start(temp.path());
+    let file = target.path().join("f.txt");
+    std::fs::write(&file, vec![7; 100_000]).unwrap();
+    let secret = temp.path().join("identity/agent.key");
+    for (byte, path) in [(1, file.to_str().unwrap()), (2, secret.to_str().unwrap())] {
+        let transfer_id = vec![byte; 16].into();
+        let offer = OfferFile { transfer_id, path: path.into(), piece_bytes: 0 };
+        server.command(&id, command_body::Kind::OfferFile(offer));
+    }
+    let offer = |byte: u8| {
+        server.find("the offer", |kind| match kind {
+            Kind::FileOffer(offer) if offer.transfer_id == vec![byte; 16] => Some(offer.clone()),
+            _ => None,
+        })
+    };
+    let good = offer(1).file.unwrap();
+    assert_eq!((good.size_bytes, good.name.as_str(), good.root.len()), (100_000, "f.txt", 32));
+    assert!(offer(2).error.contains("path rules"));
+}
