@@ -1,0 +1,103 @@
+//! `docs/filemesh.md` describes what the code does: this fails when a limit or a format changes and
+//! the page does not.
+
+use skein_filemesh::core::geometry::{BLOCK_BYTES, PIECE_BYTES_MAX, PIECE_BYTES_MIN, PIECES_MAX};
+use skein_filemesh::core::hashes::LEAF_HASHES_MAX;
+use skein_filemesh::core::leecher::{SILENCE_MS, STALL_MS};
+use skein_filemesh::core::link::{KEEP_ALIVE_MS, OUT_BYTES_MAX, REQUESTS_MAX};
+use skein_filemesh::core::manifest::choose_piece_bytes;
+use skein_filemesh::core::pace::WINDOW_BYTES_MAX;
+use skein_filemesh::core::peer_wire::{
+    BlockRange, EXTENDED_BYTES_MAX, HASHES_MAX, Handshake, HashRange, MESSAGE_BYTES_MAX, Message,
+    REQUEST_BYTES_MAX,
+};
+use skein_filemesh::core::upload::HASH_QUEUE_MAX;
+
+const DOCUMENT: &str = include_str!("../../docs/filemesh.md");
+
+#[test]
+fn the_document_states_the_limits() {
+    let limits = [
+        ("BLOCK_BYTES", u64::from(BLOCK_BYTES)),
+        ("PIECE_BYTES_MIN", PIECE_BYTES_MIN.into()),
+        ("PIECE_BYTES_MAX", PIECE_BYTES_MAX.into()),
+        ("PIECES_MAX", PIECES_MAX.into()),
+        ("REQUEST_BYTES_MAX", REQUEST_BYTES_MAX.into()),
+        ("HASHES_MAX", HASHES_MAX.into()),
+        ("EXTENDED_BYTES_MAX", EXTENDED_BYTES_MAX as u64),
+        ("MESSAGE_BYTES_MAX", MESSAGE_BYTES_MAX as u64),
+        ("REQUESTS_MAX", REQUESTS_MAX as u64),
+        ("HASH_QUEUE_MAX", HASH_QUEUE_MAX as u64),
+        ("OUT_BYTES_MAX", OUT_BYTES_MAX as u64),
+        ("LEAF_HASHES_MAX", LEAF_HASHES_MAX as u64),
+        ("WINDOW_BYTES_MAX", WINDOW_BYTES_MAX),
+        ("KEEP_ALIVE_MS", KEEP_ALIVE_MS),
+        ("STALL_MS", STALL_MS),
+        ("SILENCE_MS", SILENCE_MS),
+    ];
+    for (name, value) in limits {
+        assert!(DOCUMENT.contains(&format!("| `{name}` | {value} |")), "{name} is {value}");
+    }
+}
+
+#[test]
+fn the_document_states_the_piece_sizes() {
+    for (file, size, hosts, count, piece) in [
+        ("64 MiB", 64 << 20, "1,000", 1_000, "128 KiB"),
+        ("1 GiB", 1 << 30, "1", 1, "16 MiB"),
+        ("1 GiB", 1 << 30, "10,000", 10_000, "1 MiB"),
+        ("50 GiB", 50 << 30, "1,000", 1_000, "16 MiB"),
+    ] {
+        let kib = choose_piece_bytes(size, count) / 1024;
+        let chosen = if kib < 1024 { format!("{kib} KiB") } else { format!("{} MiB", kib / 1024) };
+        assert_eq!(chosen, piece);
+        let row = format!("| {file}, {hosts} | {piece} |");
+        assert!(DOCUMENT.contains(&row), "{row}");
+    }
+}
+
+/// Each message's bytes, made by hand from the tables.
+#[test]
+fn messages_are_as_the_tables_say() {
+    let bytes = |message: Message<'_>| {
+        let mut out = vec![];
+        message.encode(&mut out);
+        out
+    };
+    let range = BlockRange { piece: 1, begin: 0x4000, len: 0x8000 };
+    let body = [0, 0, 0, 1, 0, 0, 0x40, 0];
+    let named = |kind: u8| [&[0, 0, 0, 13, kind][..], &body, &[0, 0, 0x80, 0]].concat();
+    assert_eq!(bytes(Message::KeepAlive), [0; 4]);
+    for (kind, message) in [
+        (0, Message::Choke),
+        (1, Message::Unchoke),
+        (2, Message::Interested),
+        (3, Message::NotInterested),
+        (14, Message::HaveAll),
+        (15, Message::HaveNone),
+    ] {
+        assert_eq!(bytes(message), [0, 0, 0, 1, kind]);
+    }
+    assert_eq!(bytes(Message::Have(7)), [0, 0, 0, 5, 4, 0, 0, 0, 7]);
+    assert_eq!(bytes(Message::Bitfield(&[0xa0])), [0, 0, 0, 2, 5, 0xa0]);
+    assert_eq!(bytes(Message::Request(range)), named(6));
+    assert_eq!(bytes(Message::Cancel(range)), named(8));
+    assert_eq!(bytes(Message::Reject(range)), named(16));
+    let piece = [&[0, 0, 0x80, 9, 7][..], &body].concat();
+    assert_eq!(bytes(Message::Piece(range)), piece);
+    assert_eq!(bytes(Message::Extended(3, &[1, 2])), [0, 0, 0, 4, 20, 3, 1, 2]);
+
+    let hashes = HashRange { root: [9; 32], base_layer: 2, index: 4, length: 4, proof_layers: 3 };
+    let fields = [&[9; 32][..], &[0, 0, 0, 2, 0, 0, 0, 4, 0, 0, 0, 4, 0, 0, 0, 3]].concat();
+    let head = |len: u8, kind: u8| [&[0, 0, 0, len, kind][..], &fields].concat();
+    assert_eq!(bytes(Message::HashRequest(hashes)), head(49, 21));
+    assert_eq!(bytes(Message::HashReject(hashes)), head(49, 23));
+    // Three proof layers above four hashes: the first follows from them, two uncles do not.
+    assert_eq!((hashes.uncle_count(), hashes.answer_bytes()), (2, 6 * 32));
+    let answer = [head(49 + 192, 22), vec![5; 192]].concat();
+    assert_eq!(bytes(Message::Hashes(hashes, &[5; 192])), answer);
+
+    let shake = Handshake::new([1; 20], [2; 20]).encode();
+    assert_eq!(shake[..28], *b"\x13BitTorrent protocol\0\0\0\0\0\x10\0\x14");
+    assert_eq!(shake[28..], [[1; 20], [2; 20]].concat());
+}
