@@ -21,6 +21,7 @@ pub mod facts;
 pub mod home;
 pub mod identity;
 pub mod inputs;
+pub mod lanes;
 pub mod link;
 pub mod paths;
 pub mod spool;

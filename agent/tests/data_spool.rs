@@ -384,7 +384,7 @@ fn a_stale_epoch_is_left_behind() {
         push(&spool, LANE, "stale").await;
         let old = spool.epoch_to_send(LANE).unwrap();
         spool.push(Input::Collector, LANE, 1, b"in the batch").unwrap();
-        spool.restart_lane(LANE, old);
+        spool.restart_lane(LANE, old, old);
         push(&spool, LANE, "fresh").await;
         let epoch = spool.epoch_to_send(LANE).unwrap();
         assert!(epoch > old);

@@ -63,13 +63,24 @@ pub(super) struct Lane {
 /// The batch that is being filled.
 pub(super) struct Filling {
     pub builder: BatchBuilder,
-    /// Marks that become true with it, encoded.
-    pub marks: Vec<u8>,
+    /// Marks that become true with it.
+    pub marks: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 impl Filling {
     pub fn is_empty(&self) -> bool {
         self.builder.is_empty() && self.marks.is_empty()
+    }
+
+    /// The latest value of a key counts; it is most often the last one that was set.
+    pub fn set_mark(&mut self, key: &[u8], value: &[u8]) {
+        match self.marks.iter_mut().rev().find(|(known, _)| known == key) {
+            Some((_, known)) => {
+                known.clear();
+                known.extend_from_slice(value);
+            }
+            None => self.marks.push((key.to_vec(), value.to_vec())),
+        }
     }
 
     /// Memory that its records take, about.

@@ -284,8 +284,21 @@ impl Spool {
         timestamp_ms: i64,
         value: &[u8],
     ) -> Result<(), Refusal> {
+        self.push_marked(input, data_id, timestamp_ms, value, None)
+    }
+
+    /// Takes one record, and the mark (key, value) that becomes true with it; see
+    /// [`Spool::mark`].
+    pub fn push_marked(
+        &self,
+        input: Input,
+        data_id: u32,
+        timestamp_ms: i64,
+        value: &[u8],
+        mark: Option<(&[u8], &[u8])>,
+    ) -> Result<(), Refusal> {
         let mut state = self.state.borrow_mut();
-        let started = state.push(input, data_id, timestamp_ms, value)?;
+        let started = state.push(input, data_id, timestamp_ms, value, mark)?;
         if started {
             self.due.notify_one();
         }
@@ -367,6 +380,7 @@ impl State {
         data_id: u32,
         timestamp_ms: i64,
         value: &[u8],
+        mark: Option<(&[u8], &[u8])>,
     ) -> Result<bool, Refusal> {
         let lossy = input == Input::Collector;
         self.lane_mut(data_id)?;
@@ -392,7 +406,13 @@ impl State {
             self.lane_mut(data_id)?.filling.builder.push(timestamp_ms, value);
             (before, was_empty) = (0, true);
         }
-        self.filling_bytes += self.lane_mut(data_id)?.filling.raw_bytes() - before;
+        let lane = self.lane_mut(data_id)?;
+        if let Some((key, value)) = mark {
+            lane.marked = true;
+            lane.filling.set_mark(key, value);
+        }
+        let after = lane.filling.raw_bytes();
+        self.filling_bytes += after - before;
         self.taken(input, data_id, value.len());
         if self.filling_bytes > FILLING_BYTES_MAX {
             self.seal_all();
@@ -415,8 +435,8 @@ impl State {
         let lane = self.lane_mut(data_id)?;
         let was_empty = lane.filling.is_empty();
         lane.marked = true;
-        segment::encode_marks([(key, value)].into_iter(), &mut lane.filling.marks);
-        if lane.filling.marks.len() > 256 * 1024 {
+        lane.filling.set_mark(key, value);
+        if lane.filling.marks.len() > segment::MARKS_MAX / 2 {
             self.seal(data_id);
             return Ok(false);
         }
@@ -478,7 +498,9 @@ impl State {
             }
         }
         let Some(lane) = self.lanes.get_mut(&data_id) else { return };
-        let marks = std::mem::take(&mut lane.filling.marks);
+        let mut marks = Vec::new();
+        let told = std::mem::take(&mut lane.filling.marks);
+        segment::encode_marks(told.iter().map(|(k, v)| (&k[..], &v[..])), &mut marks);
         let bytes = (segment::ENTRY_HEADER_BYTES + marks.len() + frame.len()) as u64;
         let removals = self.make_room(data_id, bytes);
         self.place(data_id, first, marks, header, frame);

@@ -107,17 +107,12 @@ impl Spool {
 
     /// The batch that [`Spool::peek`] showed was sent.
     pub fn pop(&self, data_id: u32) {
-        let mut state = self.state.borrow_mut();
-        let Some(lane) = state.lanes.get_mut(&data_id) else { return };
-        let Some(reader) = &mut lane.reader else { return };
-        if let Some(batch) = reader.batches.pop_front() {
-            let bytes = batch.frame.len() as u64;
-            reader.bytes -= bytes;
-            lane.metrics.batches_sent.increment(1);
-            lane.metrics.records_sent.increment(batch.header.record_count.into());
-            lane.metrics.bytes_sent.increment(bytes);
-            state.read_ahead_bytes -= bytes;
-        }
+        self.state.borrow_mut().pop(data_id, true);
+    }
+
+    /// The batch that [`Spool::peek`] showed need not be sent.
+    pub fn discard(&self, data_id: u32) {
+        self.state.borrow_mut().pop(data_id, false);
     }
 
     /// A server has stored everything before `position`.
@@ -148,6 +143,20 @@ impl State {
             && let Some(reader) = lane.reader.take()
         {
             self.read_ahead_bytes -= reader.bytes;
+        }
+    }
+
+    fn pop(&mut self, data_id: u32, sent: bool) {
+        let Some(lane) = self.lanes.get_mut(&data_id) else { return };
+        let Some(reader) = &mut lane.reader else { return };
+        let Some(batch) = reader.batches.pop_front() else { return };
+        let bytes = batch.frame.len() as u64;
+        reader.bytes -= bytes;
+        self.read_ahead_bytes -= bytes;
+        if sent {
+            lane.metrics.batches_sent.increment(1);
+            lane.metrics.records_sent.increment(batch.header.record_count.into());
+            lane.metrics.bytes_sent.increment(bytes);
         }
     }
 

@@ -38,9 +38,9 @@ impl Spool {
     }
 
     /// The server knows another life of the lane: what is left of `epoch` can never be sent and is
-    /// dropped; records from now on start a new epoch.
-    pub fn restart_lane(&self, data_id: u32, epoch: u64) {
-        self.state.borrow_mut().restart_lane(data_id, epoch);
+    /// dropped; records from now on start a new epoch, later than `after`.
+    pub fn restart_lane(&self, data_id: u32, epoch: u64, after: u64) {
+        self.state.borrow_mut().restart_lane(data_id, epoch, after);
         self.room.notify_waiters();
     }
 }
@@ -120,7 +120,7 @@ impl State {
         }
     }
 
-    fn restart_lane(&mut self, data_id: u32, epoch: u64) {
+    fn restart_lane(&mut self, data_id: u32, epoch: u64, after: u64) {
         let Some(lane) = self.lanes.get_mut(&data_id) else { return };
         let mut removals = Vec::new();
         let mut records = 0;
@@ -130,7 +130,7 @@ impl State {
             removals.push(Request::Remove { data_id, segment: dropped.segment });
         }
         if lane.epoch <= epoch {
-            lane.epoch = new_epoch(epoch);
+            lane.epoch = new_epoch(after.max(epoch));
             lane.next = lane.filling.builder.count() as u64;
             lane.skipped = 0;
         }

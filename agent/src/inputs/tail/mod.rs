@@ -1,0 +1,157 @@
+//! Followed files.
+//!
+//! A thread of its own reads the files (a stalled file system must not stop the worker), cuts
+//! them into lines and hands chunks to a task on the worker, which pushes each line with the
+//! position behind it. Line and position become durable in one entry of the spool, so a kill
+//! neither loses nor repeats a line. The thread moves on only when a chunk is durable, and the
+//! task takes no chunk while the spool has no room: a full spool stops reading and loses nothing.
+//!
+//! ```text
+//!   thread: patterns ─► files ─► chunk of lines ──► task: push(line, position) ──► spool
+//!              ▲                       └──────────◄── durable ◄─────────────────────┘
+//! ```
+
+mod follow;
+mod glob;
+mod mark;
+mod watch;
+
+use std::collections::BTreeSet;
+use std::rc::Rc;
+use std::sync::mpsc as blocking;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+
+use self::follow::Chunk;
+use self::watch::{Reply, Watcher};
+use super::OpenFile;
+use super::socket::failed;
+use crate::spool::{Input, Refusal, SURE_RECORD_BYTES_MAX, Spool};
+
+/// The longest line; the rest of a longer one is left out and counted.
+pub const LINE_BYTES_MAX: usize = SURE_RECORD_BYTES_MAX;
+/// Chunks on their way from the thread to the spool: 2 MiB.
+const CHUNKS_MAX: usize = 8;
+
+/// One `[[tail]]` of `agent.toml`: files to follow into a lane.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(default)]
+pub struct TailConfig {
+    /// Absolute path; `*` and `?` match within one component.
+    pub path: String,
+    /// Lane that gets the lines.
+    pub data_id: u32,
+    /// Where files that exist when the path is followed for the first time are read from: "end"
+    /// or "start". Files that appear later are read from their start.
+    pub from: From,
+}
+
+/// See [`TailConfig::from`].
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum From {
+    /// Only what is written from now on.
+    #[default]
+    End,
+    /// Everything.
+    Start,
+}
+
+impl TailConfig {
+    /// What is wrong with the values, for the person who wrote them.
+    pub fn validate(&self) -> Result<(), String> {
+        if !self.path.starts_with('/') || self.path.len() > 4_095 {
+            return Err(format!("tail.path: {:?} must be absolute", self.path));
+        }
+        if self.path.split('/').any(|part| part == "..") {
+            return Err(format!("tail.path: {:?} must not contain \"..\"", self.path));
+        }
+        Ok(())
+    }
+}
+
+/// Starts the thread, and the task that takes its chunks. Does nothing when nothing is followed.
+pub fn start(tails: &[TailConfig], spool: &Rc<Spool>, open_file: OpenFile) {
+    let mut marks = spool.recovered_marks();
+    let tails: Vec<TailConfig> = (tails.iter())
+        .filter(|tail| match tail.validate() {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::error!(%error, "not followed");
+                false
+            }
+        })
+        .cloned()
+        .collect();
+    if tails.is_empty() {
+        return;
+    }
+    marks.retain(|data_id, _| tails.iter().any(|tail| tail.data_id == *data_id));
+    let (chunks, taken) = mpsc::channel(CHUNKS_MAX);
+    let (reply, replies) = blocking::channel();
+    let spawned = std::thread::Builder::new()
+        .name("skein-tail".into())
+        .stack_size(256 * 1024)
+        .spawn(move || Watcher::new(tails, marks, open_file, chunks, replies).run());
+    if let Err(error) = spawned {
+        tracing::error!(%error, "cannot start the thread that follows files");
+        failed(Input::Tail, "thread");
+        return;
+    }
+    let spool = spool.clone();
+    tokio::task::spawn_local(async move { take(&spool, taken, reply).await });
+}
+
+async fn take(
+    spool: &Rc<Spool>,
+    mut chunks: mpsc::Receiver<Chunk>,
+    reply: blocking::Sender<Reply>,
+) {
+    let mut refused = BTreeSet::new();
+    while let Some(chunk) = chunks.recv().await {
+        let (file, data_id) = (chunk.file, chunk.data_id);
+        match push(spool, &chunk).await {
+            Ok(()) => {
+                let receipt = spool.receipt(data_id);
+                if chunk.is_full() {
+                    spool.flush(data_id);
+                }
+                let reply = reply.clone();
+                tokio::task::spawn_local(async move {
+                    let durable = receipt.await.is_ok();
+                    // A thread that is gone needs no answer.
+                    let _ = reply.send(Reply { file, durable });
+                });
+            }
+            Err(refusal) => {
+                if refused.insert(data_id) {
+                    tracing::error!(data_id, error = %refusal, "cannot follow files into a lane");
+                }
+                failed(Input::Tail, "lanes");
+                let _ = reply.send(Reply { file, durable: false });
+            }
+        }
+        // A chunk is a millisecond of work: others come in between.
+        tokio::task::yield_now().await;
+    }
+}
+
+async fn push(spool: &Spool, chunk: &Chunk) -> Result<(), Refusal> {
+    while !spool.has_room(chunk.data_id) {
+        spool.room().await;
+    }
+    let now_ms = crate::clock::wall_ms();
+    for (line, mark) in chunk.lines() {
+        let mark = Some((&chunk.key[..], &mark[..]));
+        loop {
+            match spool.push_marked(Input::Tail, chunk.data_id, now_ms, line, mark) {
+                Ok(()) => break,
+                Err(Refusal::Disk) => spool.room().await,
+                Err(refusal) => return Err(refusal),
+            }
+        }
+    }
+    // Where the chunk ends may be behind its last line, or there may be no line at all.
+    spool.mark(chunk.data_id, &chunk.key, &chunk.end_mark)
+}
