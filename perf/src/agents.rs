@@ -3,6 +3,7 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use skein_wire::data::AgentFrame;
@@ -67,7 +68,7 @@ pub async fn hold(
     parallel: usize,
 ) -> anyhow::Result<Rc<RefCell<Tally>>> {
     let tally = Rc::new(RefCell::new(Tally::default()));
-    let gate = Rc::new(Semaphore::new(parallel));
+    let gate = Arc::new(Semaphore::new(parallel));
     let mut opening = Vec::with_capacity(count);
     for index in 0..count {
         let config = authority.client(&name(index))?;

@@ -87,11 +87,6 @@ impl Lab {
         Ok(Self { authority, register, inbox, outbox, child, _folder: folder })
     }
 
-    /// The data process.
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
     /// Where its listeners are.
     pub fn addresses(&self) -> anyhow::Result<Addresses> {
         let port = |address: &str| -> anyhow::Result<u16> {

@@ -17,8 +17,6 @@ pub struct Site {
 
 /// A running agent with its folder.
 pub struct Agent {
-    /// HOME of the agent.
-    pub home: PathBuf,
     supervisor: Child,
 }
 
@@ -115,7 +113,7 @@ impl Site {
             .arg(&home)
             .stdin(Stdio::null())
             .spawn()?;
-        let agent = Agent { home, supervisor };
+        let agent = Agent { supervisor };
         let deadline = Instant::now() + Duration::from_secs(20);
         while self.online()? == online {
             ensure!(Instant::now() < deadline, "the agent was not online within 20 s");
