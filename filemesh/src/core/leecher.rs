@@ -277,7 +277,12 @@ impl Leecher {
             }
             Event::Request(range) => self.link.send(Message::Reject(range)),
             Event::HashRequest(range) => self.link.send(Message::HashReject(range)),
-            Event::Handshake | Event::Have | Event::Choked(_) => self.progress_ms = now_ms,
+            Event::Handshake | Event::Have | Event::Choked(_) => {
+                // News is no answer to a request.
+                if self.link.in_flight() == 0 {
+                    self.progress_ms = now_ms;
+                }
+            }
             Event::Interested(_) | Event::Cancel(_) | Event::Extended(..) => {}
         }
         if self.link.out_len() > super::link::OUT_BYTES_MAX {

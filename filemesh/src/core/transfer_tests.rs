@@ -69,6 +69,10 @@ enum Fault {
     FlipData(u64),
     /// The leaves are sent with a wrong first byte.
     FlipLeaves,
+    /// This byte of the stream is inverted.
+    FlipDown(usize),
+    /// This byte of the stream from leecher to seeder is inverted.
+    FlipUp(usize),
     /// Nothing after this many bytes of the stream.
     Cut(usize),
 }
@@ -79,6 +83,13 @@ struct Outcome {
     failure: Option<Failure>,
     done: bool,
     download: Download,
+}
+
+/// Inverts byte `at` of a stream of which `passed` bytes went before `part`.
+fn flip(part: &mut [u8], passed: &mut usize, at: usize) {
+    let byte = at.checked_sub(*passed).and_then(|at| part.get_mut(at));
+    byte.into_iter().for_each(|byte| *byte ^= 0xff);
+    *passed += part.len();
 }
 
 /// Runs one link until it is over or nothing moves. `disk` is what the leecher's file holds.
@@ -105,6 +116,7 @@ fn run(
     };
     let (mut up, mut out, mut down) = (Vec::new(), Vec::new(), Vec::new());
     let mut actions = vec![];
+    let (mut asked, mut passed) = (0, 0);
     let (mut sent, mut flipped, mut done, mut failure) = (0, false, false, None);
     let geometry = source.geometry();
     let mut leaves = vec![[0; 32]; geometry.block_count() as usize];
@@ -113,21 +125,33 @@ fn run(
     while idle < 200 {
         now_ms += 1;
         idle += 1;
+        let before = up.len();
         leecher.take_output(&mut up, now_ms);
+        if let Fault::FlipUp(at) = fault {
+            flip(&mut up[before..], &mut asked, at);
+        }
         // Leecher to seeder, in arbitrary parts.
         let part = random.part(up.len());
         let buf = &up[..part];
         let used = match &mut seeder {
-            None => match Handshake::decode(buf).unwrap() {
-                None => 0,
-                Some(theirs) => {
+            None => match Handshake::decode(buf) {
+                Err(_) => break,
+                Ok(None) => 0,
+                Ok(Some(theirs)) => {
                     let (tree, ours) = (source.tree.clone(), source.handshake("seed"));
                     let accepted = Seeder::accept(tree, Have::All, ours, &theirs, now_ms);
-                    seeder = Some(accepted.unwrap());
+                    let Ok(accepted) = accepted else { break };
+                    seeder = Some(accepted);
                     HANDSHAKE_BYTES
                 }
             },
-            Some(seeder) => seeder.receive(buf, now_ms).unwrap(),
+            Some(seeder) => match seeder.receive(buf, now_ms) {
+                Ok(used) => used,
+                Err(error) => {
+                    assert!(matches!(fault, Fault::FlipUp(_)), "{error}");
+                    break;
+                }
+            },
         };
         up.drain(..used);
         // Seeder to its out-buffer, as far as there is room.
@@ -162,6 +186,9 @@ fn run(
             }
         }
         let part = random.part(out.len());
+        if let Fault::FlipDown(at) = fault {
+            flip(&mut out[..part], &mut passed, at);
+        }
         down.extend(out.drain(..part));
         let handshake = skip.min(down.len());
         down.drain(..handshake);
@@ -293,6 +320,27 @@ proptest! {
         let rest = run(&source, liar.download, liar.disk, Fault::None, &mut random, 300_000);
         prop_assert!(rest.done && rest.disk == source.data);
         prop_assert_eq!(rest.download.progress().wasted_blocks, 0);
+    }
+
+    #[test]
+    fn a_spoilt_stream_never_spoils_the_file(
+        len in 1usize..300_000, piece in 14u32..18, seed in 1u64.., at in any::<usize>(),
+        early in any::<bool>(), upwards in any::<bool>(),
+    ) {
+        let source = source(len, 1 << piece, seed);
+        // Headers are early in the stream, data is everywhere.
+        let at = at % if early { 400 } else { len + 400 };
+        let fault = if upwards { Fault::FlipUp(at) } else { Fault::FlipDown(at) };
+        let (download, disk) = (source.download(None), vec![0; len]);
+        let mut random = Random(seed);
+        let outcome = run(&source, download, disk, fault, &mut random, 100_000);
+        for block in outcome.download.verified().blocks().ranges().flatten() {
+            let range = source.geometry().bytes_of(block..block + 1);
+            let range = range.start as usize..range.end as usize;
+            prop_assert!(outcome.disk[range.clone()] == source.data[range]);
+        }
+        let rest = run(&source, outcome.download, outcome.disk, Fault::None, &mut random, 100_000);
+        prop_assert!(rest.disk == source.data);
     }
 
     #[test]

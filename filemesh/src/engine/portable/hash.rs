@@ -8,7 +8,7 @@ use crate::engine::{FileStamp, sys};
 use std::fs::{File, Metadata};
 use std::io::Read;
 use std::ops::ControlFlow;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 /// Bytes read at once: large enough that system calls do not count, small enough for the cache.
@@ -37,7 +37,6 @@ pub fn hash_file(
 ) -> Result<HashedFile, FileError> {
     let geometry_error = |source| FileError::Geometry { path: path.to_path_buf(), source };
     let changed = || FileError::Changed { path: path.to_path_buf() };
-    // A FIFO would block an ordinary open for ever.
     let mut file = open_regular(path)?;
     let before = file.metadata().on("look at", path)?;
     let stamp = FileStamp::of(&before);
@@ -89,8 +88,8 @@ fn mtime_ms(metadata: &Metadata) -> i64 {
     metadata.mtime().saturating_mul(1000).saturating_add(metadata.mtime_nsec() / 1_000_000)
 }
 
-fn open_regular(path: &Path) -> Result<File, FileError> {
-    use std::os::unix::fs::OpenOptionsExt;
+/// Opens `path` if it is a regular file. An ordinary open of a FIFO would block for ever.
+pub(super) fn open_regular(path: &Path) -> Result<File, FileError> {
     let mut options = File::options();
     let file = options.read(true).custom_flags(libc::O_NONBLOCK).open(path).on("open", path)?;
     let regular = file.metadata().on("look at", path)?.is_file();

@@ -112,7 +112,8 @@ impl PartialFile {
     }
 
     /// Completes the file: attributes, flush, rename into place, flush of the directory. Call it
-    /// when every block is proved and written. After an error the partial file is still there.
+    /// when every block is proved and written. After an error the partial file is still there, for
+    /// a later run or [`PartialFile::discard`].
     pub fn finish(self, attributes: &Attributes) -> Result<FileStamp, FileError> {
         let Self { dir, temporary, name, file: mut staged, state, written, .. } = self;
         if let Some(block) = written.next_zero(0) {

@@ -1,5 +1,6 @@
 //! A source that is being served: opened once, read at offsets.
 
+use super::hash::open_regular;
 use crate::engine::error::{Context, FileError};
 use crate::engine::{FileStamp, sys};
 use std::fs::File;
@@ -16,7 +17,7 @@ pub struct SeedFile {
 impl SeedFile {
     /// Opens `path`, which must still be what `stamp` was taken of.
     pub fn open(path: &Path, stamp: &FileStamp) -> Result<Self, FileError> {
-        let file = File::open(path).on("open", path)?;
+        let file = open_regular(path)?;
         let seed = Self { file, path: path.to_path_buf(), stamp: *stamp };
         if !seed.is_unchanged()? {
             return Err(FileError::Changed { path: seed.path });
