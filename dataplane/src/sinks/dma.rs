@@ -57,15 +57,13 @@ impl DmaDisk {
     /// Begins an operation.
     pub fn begin(&self, op: DiskOp) {
         let chain = chain_of(&op);
-        let mut chains = self.0.chains.borrow_mut();
-        match chains.get_mut(&chain) {
-            Some(waiting) => waiting.push_back(op),
-            None => {
-                chains.insert(chain, VecDeque::from([op]));
-                let inner = self.0.clone();
-                glommio::spawn_local(async move { inner.work(chain).await }).detach();
-            }
+        if let Some(waiting) = self.0.chains.borrow_mut().get_mut(&chain) {
+            return waiting.push_back(op);
         }
+        self.0.chains.borrow_mut().insert(chain, VecDeque::from([op]));
+        // glommio may run a new task at once, inside this call: nothing may be borrowed here.
+        let inner = self.0.clone();
+        glommio::spawn_local(async move { inner.work(chain).await }).detach();
     }
 
     /// What was done since the last call, in order.
