@@ -20,7 +20,7 @@ use crate::link::{Dialer, Outbox, SignalLink};
 use crate::paths::PathRules;
 use crate::status::StatusFile;
 use crate::sys::process;
-use crate::{facts, inputs, tasks, transfers};
+use crate::{facts, inputs, lanes, tasks, transfers};
 
 /// Threads for name lookups, the status file and other small waits.
 const BLOCKING_THREADS_MAX: usize = 4;
@@ -62,6 +62,7 @@ impl WorkerError {
 /// Runs a worker to its end.
 pub fn run(home: &Home) -> Result<(), WorkerError> {
     process::set_name("skein-agent");
+    process::unblock_signals();
     process::set_umask(0o077);
     // An orphaned worker would stand in the way of the next supervisor's.
     process::die_with_parent(process::SIGTERM);
@@ -146,6 +147,7 @@ async fn work(home: Home, config: Config, identity: Identity) -> Result<(), Work
         identity_dir: home.identity(),
     };
     tokio::task::spawn_local(link.run());
+    tokio::task::spawn_local(lanes::run(spool.clone(), dialer));
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}

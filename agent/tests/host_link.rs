@@ -92,7 +92,9 @@ fn an_agent_enrols_connects_runs_a_command_and_ends() {
         .unwrap();
     assert!(!second.status.success());
     assert!(String::from_utf8_lossy(&second.stderr).contains("another agent runs"));
+    let began = std::time::Instant::now();
     assert!(agent.terminate().success());
+    assert!(began.elapsed() < Duration::from_secs(10), "the worker had to be killed");
     assert_eq!(status(temp.path()), Some(2));
 }
 

@@ -178,6 +178,16 @@ pub fn signal_fd(signals: &[i32]) -> io::Result<File> {
     }
 }
 
+/// Lets every signal through again: a child inherits what its parent blocked for [`signal_fd`].
+pub fn unblock_signals() {
+    // SAFETY: the set is initialised by sigemptyset; no handler changes.
+    unsafe {
+        let mut set = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+        libc::sigemptyset(set.as_mut_ptr());
+        libc::sigprocmask(libc::SIG_SETMASK, set.as_ptr(), std::ptr::null_mut());
+    }
+}
+
 /// The signals that arrived on a [`signal_fd`].
 pub fn read_signals(fd: &mut File) -> Vec<i32> {
     const ENTRY: usize = std::mem::size_of::<libc::signalfd_siginfo>();
@@ -330,10 +340,8 @@ fn reset_signals() {
         for signal in 1..=64 {
             libc::signal(signal, libc::SIG_DFL);
         }
-        let mut set = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
-        libc::sigemptyset(set.as_mut_ptr());
-        libc::sigprocmask(libc::SIG_SETMASK, set.as_ptr(), std::ptr::null_mut());
     }
+    unblock_signals();
 }
 
 fn become_user(user: &BecomeUser) -> io::Result<()> {
