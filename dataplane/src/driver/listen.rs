@@ -14,12 +14,15 @@ const BACKLOG: i32 = 4_096;
 /// Listeners of one shard, each with the kind of channel that its port is meant for.
 pub type Listeners = Vec<(ChannelKind, TcpListener)>;
 
+/// Where each kind of channel arrives.
+pub type Addresses = Vec<(ChannelKind, SocketAddr)>;
+
 /// Binds `shards` listeners to each address. Port 0 lets the first bind choose; the others follow.
 /// Returns one set per shard and the addresses bound.
 pub fn bind_all(
     shards: usize,
     addresses: &[(ChannelKind, SocketAddr)],
-) -> io::Result<(Vec<Listeners>, Vec<(ChannelKind, SocketAddr)>)> {
+) -> io::Result<(Vec<Listeners>, Addresses)> {
     let mut sets: Vec<Listeners> = (0..shards).map(|_| Vec::new()).collect();
     let mut bound = Vec::new();
     for (kind, address) in addresses {

@@ -9,5 +9,5 @@ mod listen;
 mod tokio_shard;
 
 pub use clock::{monotonic_ms, unix_ms, unix_nanos};
-pub use listen::{Listeners, bind_all};
+pub use listen::{Addresses, Listeners, bind_all};
 pub use tokio_shard::{ShardParts, run};

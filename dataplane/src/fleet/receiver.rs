@@ -69,7 +69,7 @@ impl Receiver {
             Kind::Welcome(welcome) => {
                 self.shared.liveness.set(welcome.heartbeat_interval_ms, welcome.heartbeat_misses)
             }
-            Kind::ToAgents(message) => self.to_agents(message).await,
+            Kind::ToAgents(message) => self.deliver(message).await,
             Kind::Enrol(answer) => {
                 if let Some(to) = self.sender.enrolled(answer.request_id) {
                     let mail = ShardMail::EnrolAnswer(ConnKey(to.conn), answer.reply);
@@ -109,7 +109,7 @@ impl Receiver {
     }
 
     /// One mail per shard, however many agents.
-    async fn to_agents(&mut self, message: ToAgents) {
+    async fn deliver(&mut self, message: ToAgents) {
         let ToAgents { dispatch_id, common, targets } = message;
         let mut missing = Vec::new();
         let mut known = Vec::with_capacity(targets.len());
