@@ -5,6 +5,8 @@
 //!   another frame and never an error, so that where TCP cuts the stream cannot matter;
 //! * nothing is consumed past the buffer, and stated limits hold.
 
+use skein_agent::inputs::gse;
+use skein_agent::spool::segment::{self, SegmentHeader};
 use skein_filemesh::core::peer_wire;
 use skein_wire::batch::{BatchHeader, HEADER_BYTES};
 use skein_wire::command::Verifier;
@@ -40,6 +42,8 @@ pub const TARGETS: &[(&str, Body)] = &[
     ("wire_token", wire_token),
     ("wire_command", wire_command),
     ("mesh_peer_wire", mesh_peer_wire),
+    ("agent_collector", agent_collector),
+    ("agent_spool", agent_spool),
 ];
 
 /// Prefixes are tried one by one for frames up to this size, and a few for larger ones.
@@ -222,6 +226,48 @@ pub fn mesh_peer_wire(input: &[u8]) {
         }
         rest = &rest[consumed..];
     }
+}
+
+/// Frames of BlueKing's collectors: how the stream is cut into reads does not matter.
+pub fn agent_collector(input: &[u8]) {
+    let frames = |pieces: &mut dyn Iterator<Item = &[u8]>| {
+        let mut decoder = gse::Decoder::default();
+        let mut seen: Vec<(Option<u32>, Vec<u8>)> = Vec::new();
+        let mut take = |frame: gse::Frame<'_>| {
+            seen.push(match frame {
+                gse::Frame::Data { data_id, payload, .. } => (Some(data_id), payload.to_vec()),
+                gse::Frame::AskInfo => (None, Vec::new()),
+            });
+        };
+        let mut error = None;
+        for piece in pieces {
+            if let Err(found) = decoder.feed(piece, &mut take) {
+                error = Some(found);
+                break;
+            }
+        }
+        (seen, error)
+    };
+    let whole = frames(&mut std::iter::once(input));
+    assert_eq!(frames(&mut input.chunks(1)), whole, "cut into bytes");
+    assert_eq!(frames(&mut input.chunks(29)), whole, "cut into small reads");
+}
+
+/// A spool segment as a crash or a bad disk may leave it.
+pub fn agent_spool(input: &[u8]) {
+    let Some(header) = SegmentHeader::decode(input) else { return };
+    assert_eq!(SegmentHeader::decode(&header.encode()), Some(header));
+    let range_of = |frame: &[u8]| {
+        let header = BatchHeader::decode(frame.first_chunk()?).ok()?;
+        Some(header.first.0..header.end().0)
+    };
+    let scan = segment::scan(&header, input, range_of);
+    assert!(scan.good_bytes <= input.len());
+    assert!(scan.damaged_bytes <= scan.good_bytes);
+    // What recovery keeps is found again, in the same way, by the next recovery.
+    let again = segment::scan(&header, &input[..scan.good_bytes], range_of);
+    assert_eq!((again.good_bytes, again.end), (scan.good_bytes, scan.end));
+    assert_eq!((again.records, again.marks), (scan.records, scan.marks));
 }
 
 /// Lengths of the shorter prefixes that are tried.

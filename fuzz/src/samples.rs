@@ -1,6 +1,7 @@
 //! Valid inputs of every target, made by the encoders: what the seeds in `fuzz/seeds` are written
 //! from, and what the mutations of plain `cargo test` start at.
 
+use skein_agent::spool::segment::{self, Entry, SegmentHeader};
 use skein_filemesh::core::peer_wire::{BlockRange, Handshake, HashRange, Message as PeerMessage};
 use skein_wire::batch::{BatchBuilder, BatchHeader};
 use skein_wire::compress::{Codec, Compressor};
@@ -29,6 +30,8 @@ pub fn samples() -> Vec<Sample> {
     samples.extend(data_frames());
     samples.extend(bodies());
     samples.extend(peer_messages());
+    samples.push(("agent_collector", "frames", collector_frames()));
+    samples.push(("agent_spool", "segment", spool_segment()));
     let token = JoinToken { id: [1; 8], secret: [2; 16], ca_sha256: [3; 32] };
     samples.push(("wire_token", "token", token.to_string().into_bytes()));
     samples.push(("wire_token", "agent_id", b"0:10.0.0.1".to_vec()));
@@ -209,4 +212,40 @@ fn peer_messages() -> Vec<Sample> {
     messages.iter().for_each(|message| message.encode(&mut stream));
     let handshake = Handshake::new([1; 20], [2; 20]).encode().to_vec();
     vec![("mesh_peer_wire", "handshake", handshake), ("mesh_peer_wire", "stream", stream)]
+}
+
+/// A question, a plain record, an event and a DYNAMIC record with metas, as collectors send them.
+fn collector_frames() -> Vec<u8> {
+    let header = |kind: u32, body: usize| {
+        let fields = [kind, 1001, 1_682_477_366, body as u32, 0, 0];
+        fields.iter().flat_map(|field| field.to_be_bytes()).collect::<Vec<u8>>()
+    };
+    let mut bytes = header(0x0a, 0);
+    for kind in [0xc01, 0xc0c, 0x02] {
+        bytes.extend(header(kind, 5));
+        bytes.extend_from_slice(b"hello");
+    }
+    bytes.extend(header(0x09, 24 + 8 + 5));
+    bytes.extend_from_slice(&[0; 12]);
+    bytes.extend([4u32, 8, 1].iter().flat_map(|field| field.to_be_bytes()));
+    bytes.extend_from_slice(b"meta\0\0\0\0hello");
+    bytes
+}
+
+fn spool_segment() -> Vec<u8> {
+    let header = SegmentHeader { data_id: 1001, epoch: 3, first: 10, boot_id: [7; 16], salt: 99 };
+    let mut bytes = header.encode().to_vec();
+    let mut marks = Vec::new();
+    segment::encode_marks([(&b"file"[..], &b"place"[..])].into_iter(), &mut marks);
+    let (batch, body) = batch(Codec::Zstd);
+    let frame = [&batch.encode()[..], &body].concat();
+    for entry in [
+        Entry::Marks(&marks),
+        Entry::Batch { marks: &marks, frame: &frame },
+        Entry::Acked { epoch: 3, next: 18 },
+        Entry::Clean,
+    ] {
+        segment::encode_entry(header.salt, &entry, &mut bytes);
+    }
+    bytes
 }
