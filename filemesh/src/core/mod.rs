@@ -24,4 +24,6 @@ pub mod seeder;
 pub mod upload;
 
 #[cfg(test)]
+mod swarm_tests;
+#[cfg(test)]
 mod transfer_tests;

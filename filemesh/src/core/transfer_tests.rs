@@ -14,10 +14,10 @@ use proptest::prelude::*;
 use std::sync::Arc;
 
 /// A small generator, so that a seed is all that a failure needs to say.
-struct Random(u64);
+pub(super) struct Random(pub u64);
 
 impl Random {
-    fn below(&mut self, bound: usize) -> usize {
+    pub fn below(&mut self, bound: usize) -> usize {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -30,13 +30,13 @@ impl Random {
     }
 }
 
-struct Source {
-    data: Vec<u8>,
-    leaves: Vec<Hash>,
-    tree: Arc<PieceTree>,
+pub(super) struct Source {
+    pub data: Vec<u8>,
+    pub leaves: Vec<Hash>,
+    pub tree: Arc<PieceTree>,
 }
 
-fn source(len: usize, piece_bytes: u32, seed: u64) -> Source {
+pub(super) fn source(len: usize, piece_bytes: u32, seed: u64) -> Source {
     let mut random = Random(seed | 1);
     let data: Vec<u8> = (0..len).map(|_| random.below(256) as u8).collect();
     let mut leaves = vec![];
@@ -48,15 +48,15 @@ fn source(len: usize, piece_bytes: u32, seed: u64) -> Source {
 }
 
 impl Source {
-    fn geometry(&self) -> Geometry {
+    pub fn geometry(&self) -> Geometry {
         self.tree.geometry()
     }
 
-    fn download(&self, claimed: Option<Bitfield>) -> Download {
+    pub fn download(&self, claimed: Option<Bitfield>) -> Download {
         Download::new(self.geometry(), self.tree.root(), claimed)
     }
 
-    fn handshake(&self, who: &str) -> Handshake {
+    pub fn handshake(&self, who: &str) -> Handshake {
         Handshake::new(info_hash(&[9; 16], &self.tree.root()), peer_id(who))
     }
 }
