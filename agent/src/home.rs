@@ -1,7 +1,8 @@
 //! Where the agent keeps its things: one folder, HOME, laid out here and nowhere else.
 //!
-//! Everything below HOME belongs to the agent alone (0700), so that no other user of the host can
-//! read its identity, its spool or the output of scripts.
+//! What is kept in HOME belongs to the agent alone, so that no other user of the host can read its
+//! identity, its spool or the output of scripts. HOME itself and `run/` may be passed through
+//! (0711), because collectors of any user connect to the socket there.
 
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -22,11 +23,12 @@ impl Home {
         Home { root: root.into() }
     }
 
-    /// Creates HOME and its folders with mode 0700 and answers with absolute paths.
+    /// Creates HOME and its folders and answers with absolute paths.
     pub fn create(root: &Path) -> io::Result<Home> {
-        private_dir(root)?;
+        dir_with_mode(root, 0o711)?;
         let home = Home::new(root.canonicalize()?);
-        for dir in [home.identity(), home.spool(), home.tasks(), home.transfers(), home.run()] {
+        dir_with_mode(&home.run(), 0o711)?;
+        for dir in [home.identity(), home.spool(), home.tasks(), home.transfers()] {
             private_dir(&dir)?;
         }
         Ok(home)
@@ -74,10 +76,14 @@ impl Home {
     }
 }
 
-/// Creates `path` and its missing parents; the last folder gets mode 0700.
+/// Creates `path` and its missing parents; the last folder is its owner's alone.
 pub fn private_dir(path: &Path) -> io::Result<()> {
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700))
+    dir_with_mode(path, 0o700)
+}
+
+fn dir_with_mode(path: &Path, mode: u32) -> io::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(mode).create(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
 }
 
 /// Replaces `path` in one step: written aside with `mode`, flushed, renamed, folder flushed.
@@ -112,12 +118,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn home_and_its_folders_are_private() {
+    fn what_is_kept_is_private_and_sockets_can_be_reached() {
         let temp = tempfile::tempdir().unwrap();
         let home = Home::create(&temp.path().join("a/home")).unwrap();
-        for dir in [home.root().to_owned(), home.identity(), home.tasks(), home.run()] {
-            assert_eq!(std::fs::metadata(&dir).unwrap().permissions().mode() & 0o777, 0o700);
+        let mode = |dir: &Path| std::fs::metadata(dir).unwrap().permissions().mode() & 0o777;
+        for dir in [home.identity(), home.spool(), home.tasks(), home.transfers()] {
+            assert_eq!(mode(&dir), 0o700);
         }
+        assert_eq!((mode(home.root()), mode(&home.run())), (0o711, 0o711));
     }
 
     #[test]

@@ -41,9 +41,6 @@ pub enum WorkerError {
     /// `HOME/identity`.
     #[error(transparent)]
     Identity(#[from] IdentityError),
-    /// The metrics address.
-    #[error("metrics address {0}: {1}; set `metrics` in agent.toml to another one or to \"off\"")]
-    Metrics(String, io::Error),
     /// The spool.
     #[error(transparent)]
     Spool(#[from] crate::spool::SpoolError),
@@ -55,7 +52,8 @@ pub enum WorkerError {
 impl WorkerError {
     /// Whether a new worker would fail in the same way.
     pub fn needs_people(&self) -> bool {
-        !matches!(self, WorkerError::Part(..))
+        // A spool may be held by an earlier worker that is just ending, a disk may be cleaned up.
+        matches!(self, WorkerError::Config(_) | WorkerError::Identity(_))
     }
 }
 
@@ -177,6 +175,12 @@ fn open_spool(
     Ok((spool, spooling))
 }
 
+async fn bind(address: &str) -> io::Result<(TcpListener, String)> {
+    let listener = TcpListener::bind(address).await?;
+    let bound = listener.local_addr()?.to_string();
+    Ok((listener, bound))
+}
+
 /// Starts `/metrics`; answers where it listens, empty when it is off.
 async fn start_metrics(config: &Config, home: &Home) -> Result<String, WorkerError> {
     let handle = skein_observe::install();
@@ -184,9 +188,15 @@ async fn start_metrics(config: &Config, home: &Home) -> Result<String, WorkerErr
         let _ = std::fs::remove_file(home.ports_file());
         return Ok(String::new());
     }
-    let refused = |error| WorkerError::Metrics(config.metrics.clone(), error);
-    let listener = TcpListener::bind(&config.metrics).await.map_err(refused)?;
-    let bound = listener.local_addr().map_err(refused)?.to_string();
+    let (listener, bound) = match bind(&config.metrics).await {
+        Ok(bound) => bound,
+        Err(error) => {
+            // Whoever has the port may go; the agent's work must not wait for that.
+            tracing::error!(address = config.metrics, %error,
+                "/metrics cannot listen; set `metrics` in agent.toml to another address or \"off\"");
+            return Ok(String::new());
+        }
+    };
     let ports = serde_json::json!({ "metrics": bound }).to_string();
     crate::home::write_atomic(&home.ports_file(), 0o644, ports.as_bytes())
         .map_err(|error| WorkerError::Part("run/ports.json", error))?;

@@ -1,5 +1,7 @@
 //! The whole agent, real binary and real processes, against a server that this test plays.
 
+#![allow(clippy::unwrap_used)] // A test may.
+
 mod host_support;
 
 use std::path::Path;

@@ -1,6 +1,8 @@
 //! Scripts as the worker runs them: real runner processes of the real binary, a real journal, and a
 //! link whose other end is this test.
 
+#![allow(clippy::unwrap_used)] // A test may.
+
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;

@@ -153,32 +153,6 @@ impl Dir {
         target.truncate(length as usize);
         Ok(PathBuf::from(OsString::from_vec(target)))
     }
-
-    /// Gives `name` (not followed) to a user and a group.
-    pub fn chown(&self, name: &OsStr, uid: u32, gid: u32) -> io::Result<()> {
-        let name = cstring(name)?;
-        let flags = libc::AT_SYMLINK_NOFOLLOW;
-        // SAFETY: `name` is NUL-terminated and lives through the call.
-        check(unsafe { libc::fchownat(self.fd.as_raw_fd(), name.as_ptr(), uid, gid, flags) })
-            .map(drop)
-    }
-
-    /// Bytes that this file system has free for us.
-    pub fn free_bytes(&self) -> io::Result<u64> {
-        let mut stat = std::mem::MaybeUninit::<libc::statvfs>::uninit();
-        // SAFETY: the kernel fills `stat` when it answers 0.
-        let stat = unsafe {
-            check(libc::fstatvfs(self.fd.as_raw_fd(), stat.as_mut_ptr()))?;
-            stat.assume_init()
-        };
-        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
-    }
-
-    /// A path that means this very directory, whatever its names become, for code that takes
-    /// paths. Valid while `self` lives.
-    pub fn as_path(&self) -> PathBuf {
-        PathBuf::from(format!("/proc/self/fd/{}", self.fd.as_raw_fd()))
-    }
 }
 
 impl AsRawFd for Dir {
@@ -213,8 +187,6 @@ mod tests {
         dir.make_dir(OsStr::new("sub"), 0o755).unwrap();
         assert!(dir.stat(OsStr::new("sub")).unwrap().is_dir());
         assert!(dir.stat_self().unwrap().is_dir());
-        assert!(dir.free_bytes().unwrap() > 0);
-        assert!(dir.as_path().join("sub").is_dir());
         assert!(dir.open_file(OsStr::new("sub")).is_err());
     }
 

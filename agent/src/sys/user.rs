@@ -82,34 +82,6 @@ fn lookup(
     }
 }
 
-/// The number of the group called `name`.
-pub fn group_by_name(name: &str) -> io::Result<Option<u32>> {
-    let name = CString::new(name)?;
-    let mut buffer = vec![0; 1024];
-    loop {
-        let mut entry = std::mem::MaybeUninit::<libc::group>::uninit();
-        let mut found = std::ptr::null_mut();
-        // SAFETY: all pointers live through the call; the length is the buffer's.
-        let result = unsafe {
-            libc::getgrnam_r(
-                name.as_ptr(),
-                entry.as_mut_ptr(),
-                buffer.as_mut_ptr(),
-                buffer.len(),
-                &mut found,
-            )
-        };
-        match result {
-            libc::ERANGE if buffer.len() < ENTRY_BYTES_MAX => buffer.resize(buffer.len() * 4, 0),
-            libc::EINTR => {}
-            0 | libc::ENOENT | libc::ESRCH if found.is_null() => return Ok(None),
-            // SAFETY: the call filled `entry`.
-            0 => return Ok(Some(unsafe { entry.assume_init() }.gr_gid)),
-            error => return Err(io::Error::from_raw_os_error(error)),
-        }
-    }
-}
-
 /// All groups of a user, the primary one included.
 pub fn groups_of(user: &User) -> io::Result<Vec<u32>> {
     let name = CString::new(user.name.as_str())?;
@@ -130,37 +102,6 @@ pub fn groups_of(user: &User) -> io::Result<Vec<u32>> {
     }
 }
 
-/// `user`, `user:group` or `:group`, names or numbers, as user and group id; what is not said is
-/// none.
-pub fn parse_owner(owner: &str) -> io::Result<(Option<u32>, Option<u32>)> {
-    let (user, group) = match owner.split_once(':') {
-        Some((user, group)) => (user, Some(group)),
-        None => (owner, None),
-    };
-    let unknown = |what: &str, name: &str| {
-        io::Error::new(io::ErrorKind::NotFound, format!("no {what} {name:?} on this host"))
-    };
-    let mut uid = None;
-    let mut gid = None;
-    if let Ok(number) = user.parse() {
-        uid = Some(number);
-    } else if !user.is_empty() {
-        let found = by_name(user)?.ok_or_else(|| unknown("user", user))?;
-        uid = Some(found.uid);
-        gid = Some(found.gid);
-    }
-    match group {
-        None | Some("") => {}
-        Some(group) => {
-            gid = Some(match group.parse() {
-                Ok(number) => number,
-                Err(_) => group_by_name(group)?.ok_or_else(|| unknown("group", group))?,
-            });
-        }
-    }
-    Ok((uid, gid))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -171,18 +112,6 @@ mod tests {
         assert_eq!((root.uid, root.gid), (0, 0));
         assert_eq!(by_uid(0).unwrap().unwrap(), root);
         assert_eq!(by_name("no-such-user-here").unwrap(), None);
-        assert_eq!(group_by_name("root").unwrap(), Some(0));
         assert!(groups_of(&root).unwrap().contains(&0));
-    }
-
-    #[test]
-    fn owners_are_names_or_numbers() {
-        assert_eq!(parse_owner("root").unwrap(), (Some(0), Some(0)));
-        assert_eq!(parse_owner("12:34").unwrap(), (Some(12), Some(34)));
-        assert_eq!(parse_owner(":root").unwrap(), (None, Some(0)));
-        assert_eq!(parse_owner("12").unwrap(), (Some(12), None));
-        assert!(parse_owner("no-such-user-here").is_err());
-        assert!(parse_owner("root:no-such-group").is_err());
-        assert!(parse_owner("ro\0ot").is_err());
     }
 }
