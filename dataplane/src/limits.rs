@@ -69,9 +69,6 @@ pub const FLEET_QUEUE_BYTES_MAX: usize = 64 << 20;
 /// Reports of routers that wait to be forwarded.
 pub const REPORTS_LEN: usize = 1_024;
 
-/// Lanes in one report to control: 200 bytes each stay far below a frame.
-pub const LANES_PER_REPORT: usize = 8_192;
-
 /// Transfers that are seeded or fetched at once.
 pub const TRANSFERS_MAX: usize = 4_096;
 

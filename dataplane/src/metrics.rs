@@ -29,6 +29,8 @@ pub struct ShardMetrics {
     pub file_sent: Counter,
     /// Bytes of file content received and verified.
     pub file_received: Counter,
+    /// False blocks.
+    pub refused_blocks: Counter,
     handshakes: Counter,
     handshake_seconds: Histogram,
     sessions: [Gauge; 5],
@@ -51,6 +53,7 @@ impl ShardMetrics {
             buffers: gauge!(names::DATA_SHARD_BUFFERS_BYTES, "shard" => label),
             file_sent: counter!(names::DATA_FILE_SENT_BYTES),
             file_received: counter!(names::DATA_FILE_RECEIVED_BYTES),
+            refused_blocks: counter!(names::DATA_FILE_REFUSED_BLOCKS),
             handshakes: counter!(names::DATA_HANDSHAKES, "result" => "ok"),
             handshake_seconds: histogram!(names::DATA_HANDSHAKE_SECONDS),
             sessions: KINDS.map(|kind| gauge!(names::DATA_SESSIONS, "kind" => kind)),

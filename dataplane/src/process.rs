@@ -7,6 +7,7 @@
 //! ```
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,8 +18,8 @@ use anyhow::{Context, bail};
 use metrics::gauge;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use skein_observe::names;
+use skein_wire::fleet::v1::TableApplied;
 use skein_wire::fleet::v1::from_data::Kind;
-use skein_wire::fleet::v1::{LaneReport, LaneState, TableApplied};
 use skein_wire::hello::ChannelKind;
 use skein_wire::prost::Message;
 use tokio::net::TcpListener;
@@ -29,8 +30,8 @@ use crate::config::DataConfig;
 use crate::directory::Directory;
 use crate::driver::{self, ShardParts, unix_ms};
 use crate::files::{FilePool, FileService};
-use crate::fleet::{FleetLink, FleetSender, RegisterInfo, persist};
-use crate::limits::{LANES_PER_REPORT, MAILBOX_LEN, REPORTS_LEN};
+use crate::fleet::{FleetLink, FleetSender, LaneBoard, RegisterInfo, persist};
+use crate::limits::{MAILBOX_LEN, REPORTS_LEN};
 use crate::ports::Ports;
 use crate::router::{self, RouterConfig, RouterReport, ToRouter};
 use crate::session::{Liveness, Shared};
@@ -146,6 +147,7 @@ impl DataProcess {
             session_ids: AtomicU64::new((unix_ms() as u64) << 20),
         });
 
+        let (fault_in, fault) = watch::channel(None);
         let mut threads = Vec::new();
         for (number, (listeners, mailbox)) in listeners.into_iter().zip(mailboxes).enumerate() {
             let parts = ShardParts {
@@ -157,7 +159,8 @@ impl DataProcess {
                 sessions_max: sessions_max / shards,
             };
             let thread = thread::Builder::new().name(format!("shard-{number}"));
-            threads.push(thread.spawn(move || driver::run(parts))?);
+            let fault = fault_in.clone();
+            threads.push(thread.spawn(move || watched(parts, &fault))?);
         }
 
         let register = RegisterInfo {
@@ -172,7 +175,6 @@ impl DataProcess {
             disk_driver: router.disk_driver(),
         };
         let (stop, stopped) = watch::channel(false);
-        let (fault_in, fault) = watch::channel(None);
         let office = Office {
             shared: shared.clone(),
             fleet,
@@ -230,6 +232,18 @@ impl DataProcess {
     }
 }
 
+/// Runs a shard. One that ends badly takes the process with it: its agents would otherwise connect
+/// to a port that nobody serves.
+fn watched(parts: ShardParts, fault: &watch::Sender<Option<String>>) -> io::Result<()> {
+    let number = parts.number;
+    let run = AssertUnwindSafe(|| driver::run(parts));
+    let result = catch_unwind(run).unwrap_or_else(|_| Err(io::Error::other("panicked")));
+    if let Err(error) = &result {
+        raise(fault, format!("shard {number} ended: {error}"));
+    }
+    result
+}
+
 fn mail_all(shared: &Shared, mail: impl Fn() -> ShardMail) {
     for shard in &shared.shards {
         let _ = shard.send(mail()); // fails when that shard has ended
@@ -278,14 +292,20 @@ async fn forward(
     fleet: FleetSender,
     fault: watch::Sender<Option<String>>,
 ) {
-    while let Ok(report) = reports.recv_async().await {
-        match report {
-            RouterReport::Lanes(lanes) => {
-                for lanes in lanes.chunks(LANES_PER_REPORT) {
-                    let bytes = lanes.iter().map(LaneState::encoded_len).sum();
-                    fleet.push(Kind::Lanes(LaneReport { lanes: lanes.to_vec() }), bytes);
-                }
+    let mut board = LaneBoard::default();
+    let mut second = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        let report = tokio::select! {
+            report = reports.recv_async() => report,
+            _ = second.tick() => {
+                board.repeat(&fleet);
+                continue;
             }
+        };
+        // The workers have ended when there is no sender; the office stays open.
+        let Ok(report) = report else { return std::future::pending().await };
+        match report {
+            RouterReport::Lanes(lanes) => board.changed(lanes, &fleet),
             RouterReport::Tap(records) => {
                 let bytes = records.encoded_len();
                 fleet.push(Kind::Tap(records), bytes);
@@ -294,11 +314,16 @@ async fn forward(
                 fleet.push(Kind::TableApplied(TableApplied { revision }), 0);
             }
             RouterReport::Failed { worker, error } => {
-                let _ = fault.send(Some(format!("router worker {worker} failed: {error}")));
+                raise(&fault, format!("router worker {worker} failed: {error}"));
             }
         }
     }
-    std::future::pending().await // the workers ended; the office stays open
+}
+
+/// Asks for the end of the process; the first reason counts.
+fn raise(fault: &watch::Sender<Option<String>>, reason: String) {
+    tracing::error!(reason, "this process must end");
+    fault.send_if_modified(|known| known.is_none() && known.replace(reason).is_none());
 }
 
 async fn serve_metrics(

@@ -52,6 +52,14 @@ fn an_agent_enrols_without_a_certificate_and_can_say_nothing_else() {
     assert_eq!(client.frame::<EnrolReply>(), reply);
     client.closed();
 
+    // Control is away: the agent is told so instead of waiting.
+    drop(control);
+    until("control's end is noticed", || {
+        let (mut client, _) = server.open(ChannelKind::Enrol, None, 1);
+        client.send(&out);
+        client.frame::<EnrolReply>().error.contains("away")
+    });
+
     for kind in [ChannelKind::Signal, ChannelKind::Data, ChannelKind::File] {
         let (mut client, ack) = server.open(kind, None, 1);
         assert_eq!(ack.status, HelloStatus::Unauthorised, "{kind:?}");

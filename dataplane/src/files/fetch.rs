@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use skein_filemesh::core::bitfield::Bitfield;
 use skein_filemesh::core::manifest::Manifest;
 use skein_filemesh::core::peer_wire::info_hash;
-use skein_filemesh::engine::{Attributes, Owner, PartialFile, TargetDir};
+use skein_filemesh::engine::{Attributes, FileError, Owner, PartialFile, TargetDir};
 use skein_wire::fleet::v1 as fleet;
 use skein_wire::ids::{AgentId, TransferId};
 
@@ -45,17 +45,33 @@ impl FetchOrder {
     }
 
     /// Opens the partial file, allocating its space. Blocks: file threads only.
-    pub fn open(&self) -> Result<FetchDisk, String> {
+    pub fn open(&self) -> Result<FetchDisk, OpenError> {
+        let (dir, state_dir, name) = self.place().map_err(OpenError::Failed)?;
+        PartialFile::open(dir, name, &self.transfer, &self.manifest, &state_dir)
+            .map(|file| FetchDisk { file })
+            .map_err(|error| match error {
+                FileError::Busy { .. } => OpenError::Busy,
+                other => OpenError::Failed(other.to_string()),
+            })
+    }
+
+    fn place(&self) -> Result<(TargetDir, PathBuf, &[u8]), String> {
         let directory = self.path.parent().ok_or("the cache path has no folder")?;
         let name = self.path.file_name().ok_or("the cache path has no name")?;
         let state_dir = directory.join(".fetch");
         fs::create_dir_all(&state_dir).map_err(|e| format!("{}: {e}", state_dir.display()))?;
         let dir = TargetDir::open(directory, false).map_err(|e| e.to_string())?;
-        let name = name.as_encoded_bytes();
-        let file = PartialFile::open(dir, name, &self.transfer, &self.manifest, &state_dir)
-            .map_err(|e| e.to_string())?;
-        Ok(FetchDisk { file })
+        Ok((dir, state_dir, name.as_encoded_bytes()))
     }
+}
+
+/// Why a partial file is not open.
+#[derive(Debug)]
+pub enum OpenError {
+    /// An earlier connection of the agent has it still; it may come again in a moment.
+    Busy,
+    /// The fetch has failed.
+    Failed(String),
 }
 
 /// The disk side of one fetch. Owned by whoever works with it now: the session or a file thread.

@@ -10,7 +10,7 @@ mod pool;
 mod seed;
 mod service;
 
-pub use fetch::{FetchDisk, FetchOrder, WriteJob};
+pub use fetch::{FetchDisk, FetchOrder, OpenError, WriteJob};
 pub use pool::FilePool;
 pub use seed::{OpenSeed, SeedOffer, leaves_path};
 pub use service::{FileService, Role};
@@ -23,7 +23,7 @@ pub enum FileMail {
     /// Leaves of a seed's file, 32 bytes each; `None`: they cannot be read.
     Leaves(Option<Vec<u8>>),
     /// A fetch's file is open, or why not.
-    Opened(Result<Box<FetchDisk>, String>),
+    Opened(Result<Box<FetchDisk>, OpenError>),
     /// Proved blocks were written.
     Wrote {
         /// The file, back.

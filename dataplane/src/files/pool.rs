@@ -1,6 +1,7 @@
 //! A few threads that may block on disks, so that shards never do.
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;
 
 use crate::limits::FILE_JOBS_MAX;
@@ -21,7 +22,7 @@ impl FilePool {
             let queue = queue.clone();
             thread::Builder::new()
                 .name(format!("file-{number}"))
-                .spawn(move || queue.iter().for_each(|job| job()))?;
+                .spawn(move || queue.iter().for_each(run))?;
         }
         Ok(Self { jobs })
     }
@@ -30,5 +31,12 @@ impl FilePool {
     #[must_use]
     pub fn submit(&self, job: impl FnOnce() + Send + 'static) -> bool {
         self.jobs.try_send(Box::new(job)).is_ok()
+    }
+}
+
+/// A job that panics ends its channel (by its idle timer), not the thread.
+fn run(job: Job) {
+    if catch_unwind(AssertUnwindSafe(job)).is_err() {
+        tracing::error!("a disk job panicked");
     }
 }

@@ -169,6 +169,6 @@ impl FileService {
 impl Transfers {
     fn report(&self) {
         gauge!(names::DATA_FILE_TRANSFERS, "role" => "seed").set(self.seeds.len() as f64);
-        gauge!(names::DATA_FILE_TRANSFERS, "role" => "fetch").set(self.fetches.len() as f64);
+        gauge!(names::DATA_FILE_TRANSFERS, "role" => "leech").set(self.fetches.len() as f64);
     }
 }

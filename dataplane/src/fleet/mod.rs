@@ -6,10 +6,12 @@
 //! shards and calls to routers and files. What a data process needs to work without control (the
 //! routing table, the revoked identities) is kept in files by [`persist`].
 
+mod lanes;
 mod link;
 pub mod persist;
 mod receiver;
 mod sender;
 
+pub use lanes::LaneBoard;
 pub use link::{FleetLink, RegisterInfo};
 pub use sender::FleetSender;

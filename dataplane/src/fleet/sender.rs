@@ -37,7 +37,9 @@ struct Queue {
     next_request: AtomicU64,
     /// Enrol channels by request.
     enrolling: Mutex<HashMap<u64, SessionRef>>,
-    up: std::sync::atomic::AtomicBool,
+    /// Number of the link that is up; 0: none.
+    link: AtomicU64,
+    links: AtomicU64,
 }
 
 /// The link's end of the queue.
@@ -54,7 +56,8 @@ impl FleetSender {
             bytes: AtomicUsize::new(0),
             next_request: AtomicU64::new(1),
             enrolling: Mutex::default(),
-            up: false.into(),
+            link: AtomicU64::new(0),
+            links: AtomicU64::new(0),
         });
         (Self { shared: shared.clone() }, FleetQueue { receiver, shared })
     }
@@ -73,6 +76,11 @@ impl FleetSender {
         false
     }
 
+    /// The link to control that is up; each has another number.
+    pub fn link(&self) -> Option<u64> {
+        Some(self.shared.link.load(Ordering::Relaxed)).filter(|link| *link > 0)
+    }
+
     /// A message of an agent that is no heartbeat.
     pub fn from_agent(&self, agent: &AgentId, session_id: u64, message: Bytes) {
         let bytes = message.len();
@@ -82,7 +90,7 @@ impl FleetSender {
 
     /// An enrol request; false when control cannot be asked now.
     pub fn enrol(&self, from: SessionRef, request: Bytes, remote: &str) -> bool {
-        if !self.shared.up.load(Ordering::Relaxed) {
+        if self.link().is_none() {
             return false;
         }
         let request_id = self.shared.next_request.fetch_add(1, Ordering::Relaxed);
@@ -152,7 +160,8 @@ impl FleetQueue {
     /// The link is up or down. Enrolments do not survive it: their channels time out and the
     /// agents try again.
     pub(super) fn set_up(&self, up: bool) {
-        self.shared.up.store(up, Ordering::Relaxed);
+        let number = self.shared.links.fetch_add(1, Ordering::Relaxed) + 1;
+        self.shared.link.store(if up { number } else { 0 }, Ordering::Relaxed);
         self.shared.enrolling().clear();
         gauge!(names::DATA_FLEET_LINK_UP).set(f64::from(u8::from(up)));
     }

@@ -584,8 +584,14 @@ impl State {
         match self {
             Self::Hello(hello) => Ok(hello.receive(input)),
             Self::Enrol(enrol, since_ms) => {
-                if enrol.receive(input, &remote.to_string(), ctx)? {
-                    *since_ms = ctx.now_ms;
+                match enrol.receive(input, &remote.to_string(), ctx) {
+                    Ok(true) => *since_ms = ctx.now_ms,
+                    Ok(false) => {}
+                    Err(CloseReason::EnrolTimeout) => {
+                        enrol::answer(&enrol::unavailable(), plain)?;
+                        return Err(CloseReason::EnrolTimeout);
+                    }
+                    Err(reason) => return Err(reason),
                 }
                 Ok(Flow::Continue)
             }

@@ -13,7 +13,7 @@ use skein_filemesh::core::peer_wire::{HANDSHAKE_BYTES, Handshake, peer_id};
 use skein_filemesh::core::seeder::{Pull, Seeder};
 use skein_wire::ids::AgentId;
 
-use crate::files::{FetchDisk, FetchOrder, FileMail, Role, SeedOffer, WriteJob};
+use crate::files::{FetchDisk, FetchOrder, FileMail, OpenError, Role, SeedOffer, WriteJob};
 use crate::limits::{FILE_INPUT_BYTES_MAX, FILE_OUT_BYTES_CROWDED, FILE_OUT_BYTES_HIGH};
 use crate::shard::ShardMail;
 
@@ -154,7 +154,7 @@ impl FileState {
 
     fn opened(
         &mut self,
-        result: Result<Box<FetchDisk>, String>,
+        result: Result<Box<FetchDisk>, OpenError>,
         ctx: &mut Ctx<'_>,
     ) -> Result<(), CloseReason> {
         let Phase::Opening(order, theirs) = std::mem::replace(&mut self.phase, Phase::Handshake)
@@ -163,7 +163,8 @@ impl FileState {
         };
         let disk = match result {
             Ok(disk) => disk,
-            Err(error) => {
+            Err(OpenError::Busy) => return Err(CloseReason::Transfer),
+            Err(OpenError::Failed(error)) => {
                 ctx.shared.files.fetch_ended(&order, Err(error));
                 return Err(CloseReason::Transfer);
             }
@@ -294,6 +295,7 @@ impl FetchRun {
                 Action::Failed(failure) => {
                     tracing::warn!(transfer = %self.order.transfer, %failure, "fetch broke off");
                     if failure.is_lie() {
+                        ctx.metrics.refused_blocks.increment(1);
                         ctx.shared.files.fetch_ended(&self.order, Err(failure.to_string()));
                     }
                     return Err(CloseReason::Transfer);

@@ -220,10 +220,7 @@ impl MemDisk {
             }
         }
         let number = (open.number..)
-            .find(|number| {
-                let known = self.files.get(&full(&numbered(&open.base, *number)));
-                known.is_none_or(|file| file.content.is_empty())
-            })
+            .find(|number| !self.files.contains_key(&full(&numbered(&open.base, *number))))
             .unwrap();
         let path = numbered(&open.base, number);
         self.inodes += 1;
@@ -612,7 +609,11 @@ pub fn parse(line: &[u8]) -> Option<((String, u32), u64)> {
         return None;
     }
     let mut fields = line.splitn(6, |byte| *byte == b'\t');
-    let mut text = || std::str::from_utf8(fields.next().unwrap()).unwrap().to_owned();
+    let shown = String::from_utf8_lossy(&line[..line.len().min(80)]).into_owned();
+    let mut text = || {
+        let field = fields.next().unwrap_or_else(|| panic!("a torn line: {shown:?}"));
+        std::str::from_utf8(field).unwrap().to_owned()
+    };
     let (agent, data_id) = (text(), text().parse().unwrap());
     let (_epoch, sequence): (String, u64) = (text(), text().parse().unwrap());
     let _timestamp = text();
