@@ -2,7 +2,7 @@
 # Everything that proves Skein works, in the order in which it fails cheapest. One build profile
 # serves the tests and the demo. Environment:
 #   SKEIN_KILLS=20      kills per role in the crash stories
-#   SKEIN_SKIP="glibc demo"   stages to leave out while working
+#   SKEIN_SKIP="lint deny demo glibc"   stages to leave out while working
 source "$(dirname "$0")/lib.sh"
 began=$SECONDS
 skip() { [[ " ${SKEIN_SKIP:-} " == *" $1 "* ]]; }
@@ -12,8 +12,9 @@ export SKEIN_REQUIRE_TOOLS=1
 
 stage "bootstrap" scripts/bootstrap.sh test
 skip lint || stage "format and clippy" scripts/lint.sh
+skip deny || stage "licences, bans, sources" scripts/deny.sh
+stage "build" cargo test -q --workspace --no-run
+skip demo || SKEIN_BUILT=1 stage "demo" scripts/demo.sh
 skip glibc || stage "agent for glibc 2.17, without new system calls" scripts/old-hosts.sh
-if [ -x "$TOOLS/bin/cargo-deny" ] || have cargo-deny; then stage "licences, bans, sources" scripts/deny.sh; fi
-skip demo || stage "demo" scripts/demo.sh
 stage "tests" cargo test --workspace --no-fail-fast
 say "all of it: $((SECONDS - began)) s"

@@ -18,7 +18,7 @@ use crate::{Handle, names};
 pub const ADMIN_REQUEST_BYTES_MAX: usize = 4096;
 /// Connections served at a time; further ones wait in the listener's backlog.
 pub const ADMIN_CONNECTIONS_MAX: usize = 16;
-const REQUEST_TIME_MAX: Duration = Duration::from_secs(5);
+const REQUEST_TIME_MAX: Duration = Duration::from_millis(if cfg!(test) { 300 } else { 5000 });
 const RESPONSE_TIME_MAX: Duration = Duration::from_secs(10);
 /// Pause after a failed accept (out of descriptors), so that the loop does not spin.
 const ACCEPT_RETRY: Duration = Duration::from_millis(200);
@@ -179,5 +179,37 @@ impl Reply {
             bytes.extend_from_slice(self.body.as_bytes());
         }
         bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    async fn reply(mut stream: TcpStream) -> String {
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        text
+    }
+
+    #[tokio::test]
+    async fn silent_connections_hold_it_for_the_time_of_a_request_at_most() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(serve(listener, crate::install(), || Ok(())));
+        let started = Instant::now();
+        let mut silent = Vec::new();
+        for _ in 0..ADMIN_CONNECTIONS_MAX {
+            silent.push(TcpStream::connect(address).await.unwrap());
+        }
+        let mut asking = TcpStream::connect(address).await.unwrap();
+        asking.write_all(b"GET /healthz HTTP/1.1\r\n\r\n").await.unwrap();
+        assert!(reply(asking).await.starts_with("HTTP/1.1 200"));
+        assert!(started.elapsed() < 10 * REQUEST_TIME_MAX);
+        for stream in silent {
+            assert!(reply(stream).await.starts_with("HTTP/1.1 408"));
+        }
     }
 }
