@@ -16,13 +16,15 @@
 
 use super::download::{Download, PeerKey, Verdict, Want};
 use super::geometry::BLOCK_BYTES;
-use super::hashes::{FalseHashes, Learned};
+use super::hashes::Learned;
 use super::link::{Event, Have, LinkError, PeerLink};
 use super::merkle::Hash;
 use super::pace::{RateLimit, WINDOW_BYTES_MAX, Window};
 use super::peer_wire::{Handshake, Message};
 use std::ops::Range;
 use std::sync::Arc;
+
+pub use super::failure::Failure;
 
 /// A peer that owes an answer may be silent for this long.
 pub const STALL_MS: u64 = 30_000;
@@ -56,56 +58,6 @@ pub enum Action {
     Done,
     /// The link is over. Comes once; nothing follows.
     Failed(Failure),
-}
-
-/// Why a link ended before its file was complete.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Failure {
-    /// A block was false.
-    #[error("peer {peer} sent a false block at byte {offset}; nothing of it was kept")]
-    FalseBlock {
-        /// The caller's name for the peer.
-        peer: String,
-        /// Where the block starts in the file.
-        offset: u64,
-    },
-    /// Hashes were false.
-    #[error("peer {peer} lied: {false_hashes}")]
-    FalseHashes {
-        /// The caller's name for the peer.
-        peer: String,
-        /// What it claimed.
-        false_hashes: FalseHashes,
-    },
-    /// The peer broke the protocol.
-    #[error("peer {peer}: {error}")]
-    Protocol {
-        /// The caller's name for the peer.
-        peer: String,
-        /// The rule.
-        error: LinkError,
-    },
-    /// The peer refused what it has.
-    #[error("peer {peer} no longer serves this file; try again later")]
-    Refused {
-        /// The caller's name for the peer.
-        peer: String,
-    },
-    /// Nothing came for too long.
-    #[error("peer {peer} sent nothing for {waited_ms} ms; reconnect")]
-    Stalled {
-        /// The caller's name for the peer.
-        peer: String,
-        /// How long.
-        waited_ms: u64,
-    },
-}
-
-impl Failure {
-    /// Whether the peer is to blame for false bytes, so that it must not be asked again.
-    pub fn is_lie(&self) -> bool {
-        matches!(self, Self::FalseBlock { .. } | Self::FalseHashes { .. })
-    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

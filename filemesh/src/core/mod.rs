@@ -9,10 +9,13 @@
 
 pub mod bitfield;
 pub mod download;
+mod failure;
 pub mod geometry;
+mod handshake;
 pub mod hashes;
 pub mod leecher;
 pub mod link;
+mod link_error;
 pub mod manifest;
 pub mod merkle;
 pub mod name;
