@@ -225,7 +225,7 @@ impl Server {
             From::SnapshotEnd(_) => {
                 let _ = self.inboxes.transfers.send(TransferEvent::LinkUp(link.id)).await;
             }
-            From::FromAgent(from) => self.from_agent(link, from).await,
+            From::FromAgent(from) => self.agent_message(link, from).await,
             From::Enrol(forward) => self.enrol(link, forward).await,
             From::Undeliverable(what) => {
                 let purpose = self.fleet.lock().purposes.get(&what.dispatch_id).copied();
@@ -287,7 +287,7 @@ impl Server {
         let _ = self.inboxes.transfers.send(TransferEvent::AgentUp(agent)).await;
     }
 
-    async fn from_agent(&self, link: &Arc<Link>, from: FromAgent) {
+    async fn agent_message(&self, link: &Arc<Link>, from: FromAgent) {
         let Ok(agent) = AgentId::parse(&from.agent_id) else { return };
         let Ok(AgentMessage { kind: Some(kind) }) = AgentMessage::decode(from.message) else {
             // Of a newer agent, or damaged: what is unknown is ignored.

@@ -21,12 +21,11 @@ use crate::random;
 use crate::registry::SelectorError;
 use crate::store::ext::{decode, encode};
 use crate::store::{Batch, Condition, Store, StoreError, StoreExt};
+use crate::targets;
 
 const SPEC: &str = "tasks/spec/";
 const HOSTS: &str = "tasks/hosts/";
 const FINAL: &str = "tasks/final/";
-/// Hosts per stored page: with ids and names of full length 330 KiB.
-const PAGE_HOSTS: usize = 1_000;
 
 const TIMEOUT_MS: u32 = 600_000;
 const TIMEOUT_MS_MAX: u32 = 24 * 3_600_000;
@@ -224,13 +223,8 @@ pub(super) async fn load(store: &dyn Store) -> Result<HashMap<TaskId, Entry>, St
     for spec in store.range_all(SPEC).await? {
         let record: TaskRecord = decode(&spec)?;
         let Ok(id) = record.id() else { continue };
-        let mut hosts = Vec::new();
-        for page in store.range_all(&format!("{HOSTS}{id}/")).await? {
-            let page: Vec<(String, String)> = decode(&page)?;
-            hosts.extend(page.into_iter().filter_map(|(agent, hostname)| {
-                Some(HostRun::new(AgentId::parse(&agent).ok()?, hostname.into()))
-            }));
-        }
+        let targets = targets::load(store, &format!("{HOSTS}{id}/")).await?;
+        let hosts = targets.into_iter().map(|(agent, name)| HostRun::new(agent, name)).collect();
         let mut entry = Entry { record, hosts };
         let prefix = format!("{FINAL}{id}/");
         for stored in store.range_all(&prefix).await? {
@@ -249,12 +243,9 @@ pub(super) async fn store_new(store: &dyn Store, entry: &Entry) -> Result<(), St
     let id = &entry.record.task_id;
     let key = format!("{SPEC}{id}");
     let absent = Condition::Absent(key.clone());
-    let mut batch = Batch::new().when(absent).put(key, encode(&entry.record)?);
-    for (page, hosts) in entry.hosts.chunks(PAGE_HOSTS).enumerate() {
-        let hosts: Vec<(&str, &str)> =
-            hosts.iter().map(|host| (host.agent.as_str(), &*host.hostname)).collect();
-        batch = batch.put(format!("{HOSTS}{id}/{page:06}"), encode(&hosts)?);
-    }
+    let batch = Batch::new().when(absent).put(key, encode(&entry.record)?);
+    let hosts = entry.hosts.iter().map(|host| (&host.agent, &*host.hostname));
+    let batch = targets::put(batch, &format!("{HOSTS}{id}/"), hosts)?;
     store.commit(batch).await.map(|_| ())
 }
 
@@ -274,13 +265,7 @@ pub(super) fn put_final(
 /// Removes all of a task, the record first, so that a crash leaves no half of it to be loaded.
 pub(super) async fn remove(store: &dyn Store, id: &TaskId) -> Result<(), StoreError> {
     store.commit(Batch::new().delete(format!("{SPEC}{id}"))).await?;
-    for prefix in [format!("{HOSTS}{id}/"), format!("{FINAL}{id}/")] {
-        for part in store.range_all(&prefix).await?.chunks(1_000) {
-            let batch = part.iter().fold(Batch::new(), |batch, entry| batch.delete(&*entry.key));
-            store.commit(batch).await?;
-        }
-    }
-    Ok(())
+    targets::remove_below(store, &[format!("{HOSTS}{id}/"), format!("{FINAL}{id}/")]).await
 }
 
 #[cfg(test)]

@@ -56,6 +56,8 @@ struct Group {
     /// Hosts with an end in this group, so that a repeat within it is not a second end.
     ending: HashSet<(TaskId, usize)>,
     acks: Vec<(AgentId, ReportAck)>,
+    /// Hosts that have ended, or have new output; those that are complete are told to forget.
+    over: Vec<(TaskId, usize)>,
     /// Tasks whose waiting hosts are to be sent their order.
     send: HashMap<TaskId, Vec<AgentId>>,
     cancel: HashMap<TaskId, Vec<AgentId>>,
@@ -114,11 +116,10 @@ impl Worker {
                 match found {
                     Some((_, Report::Repeat | Report::Progress)) => {}
                     Some((place, Report::End(run))) => group.end(id, place, run),
-                    // Known to be over, or of a task that left the history: the agent may forget.
-                    Some((_, Report::Ended)) | None => {
-                        let final_state = update.state >= 3;
-                        group.acks.push((agent, ack(&id, 0, final_state)));
-                    }
+                    // Known to be over: the agent may forget, once its output is here.
+                    Some((place, Report::Ended)) => group.over.push((id, place)),
+                    // Of a task that left the history.
+                    None => group.acks.push((agent, ack(&id, 0, true))),
                 }
             }
             TaskEvent::Output(agent, output) => {
@@ -282,6 +283,7 @@ impl Worker {
     async fn settle(&mut self, mut group: Group) {
         self.store_output(&mut group).await;
         self.store_ends(&mut group).await;
+        self.acknowledge_complete(&mut group);
         if !group.acks.is_empty() {
             let acks = group.acks.drain(..);
             let acks = acks.map(|(agent, ack)| (agent, server_message::Kind::ReportAck(ack)));
@@ -325,8 +327,9 @@ impl Worker {
                 }
             }
         }
-        for ((task, _), (agent, stored)) in newest {
+        for ((task, host), (agent, stored)) in newest {
             group.acks.push((agent, ack(&task, stored, false)));
+            group.over.push((task, host as usize));
         }
     }
 
@@ -334,17 +337,14 @@ impl Worker {
         let ends = std::mem::take(&mut group.ends);
         for part in ends.chunks(ENDS_PER_BATCH) {
             match self.store_some_ends(part).await {
-                Ok(acks) => group.acks.extend(acks),
+                Ok(()) => group.over.extend(part.iter().map(|(id, place, _)| (*id, *place))),
                 // Nothing was entered or acknowledged: agents and deadlines come again.
                 Err(error) => tracing::error!(%error, "ends of tasks are not stored"),
             }
         }
     }
 
-    async fn store_some_ends(
-        &self,
-        ends: &[(TaskId, usize, Final)],
-    ) -> Result<Vec<(AgentId, ReportAck)>, TaskError> {
+    async fn store_some_ends(&self, ends: &[(TaskId, usize, Final)]) -> Result<(), TaskError> {
         let mut batch = Batch::new();
         let mut ended_tasks: HashMap<TaskId, usize> = HashMap::new();
         {
@@ -366,7 +366,6 @@ impl Worker {
             }
         }
         self.tasks.store.commit(batch).await?;
-        let mut acks = Vec::new();
         let mut entries = self.tasks.lock();
         for (id, place, run) in ends {
             let Some(entry) = entries.get_mut(id) else { continue };
@@ -376,7 +375,6 @@ impl Worker {
             let seconds = (clock::now_ms() - entry.record.created_ms) as f64 / 1_000.0;
             metrics::histogram!(names::CONTROL_TASK_SECONDS).record(seconds);
             host.end(run.clone());
-            acks.push((host.agent.clone(), ack(id, 0, true)));
         }
         let now_ms = clock::now_ms();
         for id in ended_tasks.keys() {
@@ -386,7 +384,26 @@ impl Worker {
                 entry.record.ended_ms.get_or_insert(now_ms);
             }
         }
-        Ok(acks)
+        Ok(())
+    }
+
+    /// An agent forgets a task when its end is acknowledged, and its output with it: so that comes
+    /// last, when all output that it announced (and that is kept) is stored.
+    fn acknowledge_complete(&self, group: &mut Group) {
+        let over: HashSet<_> = group.over.drain(..).collect();
+        let entries = self.tasks.lock();
+        for (id, place) in over {
+            let Some(entry) = entries.get(&id) else { continue };
+            let host = &entry.hosts[place];
+            let announced = host.run.output_bytes.min(entry.record.output_bytes_max);
+            let complete = || match self.tasks.output.stored(&id, place as u32) {
+                Ok(stored) => stored >= announced,
+                Err(_) => false,
+            };
+            if host.state.is_final() && (announced == 0 || complete()) {
+                group.acks.push((host.agent.clone(), ack(&id, 0, true)));
+            }
+        }
     }
 
     async fn send(&mut self, id: TaskId, agents: Vec<AgentId>) {

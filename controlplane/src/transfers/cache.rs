@@ -1,0 +1,405 @@
+//! The cache of files to be pushed: `DIR/control/cache/<id>` with its leaves beside it.
+//!
+//! A file is hashed while it streams in, so that a push begins the moment the upload ends. The
+//! cache is bounded in bytes, keeps a reserve of free space on its disk, and forgets what nobody
+//! uses; an upload that does not fit is refused before its first byte.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use skein_filemesh::core::manifest::{Manifest, choose_piece_bytes};
+use skein_filemesh::core::merkle::TreeBuilder;
+use skein_filemesh::engine::{FileError, FileStamp, LeafFileWriter, check_file_name};
+use skein_observe::names;
+use skein_wire::ids::{TransferId, hex_encode};
+use skein_wire::signal::v1::FileInfo;
+use tokio::sync::mpsc;
+
+use crate::api::types::Upload;
+use crate::files::free_bytes;
+use crate::store::ext::decode;
+use crate::store::{Batch, Store, StoreError, StoreExt};
+use crate::{clock, random};
+
+const UPLOADS: &str = "uploads/";
+/// Chunks of one upload between the network and the disk.
+const CHUNKS_WAITING: usize = 16;
+/// Space that is left free on the cache's disk, for everything else that lives there.
+const FREE_BYTES_MIN: u64 = 256 * 1024 * 1024;
+/// Files in the cache.
+const FILES_MAX: usize = 10_000;
+/// Piece sizes are chosen for this many hosts: the targets are not known yet at upload.
+const HOSTS_ASSUMED: u32 = 1_000;
+/// No fetch goes on longer than a transfer may.
+const PARTIAL_AGE_MAX: Duration = Duration::from_secs(8 * 24 * 3_600);
+
+/// Why a file is not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum CacheError {
+    /// A field of the request.
+    #[error("{0}")]
+    Invalid(String),
+    /// It does not fit.
+    #[error("{0}")]
+    NoSpace(String),
+    /// The body ended early or late.
+    #[error("{got} bytes came of {announced} that were announced; upload the file again")]
+    Length {
+        /// What came.
+        got: u64,
+        /// What was announced.
+        announced: u64,
+    },
+    /// The disk.
+    #[error("cache: {0}")]
+    Disk(#[from] io::Error),
+    /// The hashes.
+    #[error("cache: {0}")]
+    File(#[from] FileError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// What bounds the cache.
+#[derive(Clone, Copy, Debug)]
+pub struct CacheLimits {
+    /// Bytes of all files together.
+    pub bytes_max: u64,
+    /// A file that nobody uses is forgotten after this time.
+    pub expiry_ms: i64,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    uploads: BTreeMap<TransferId, Upload>,
+    /// Bytes that arriving files will take.
+    reserved: u64,
+    /// How many transfers use a file.
+    uses: HashMap<TransferId, u32>,
+}
+
+/// The cache.
+#[derive(Debug)]
+pub struct Cache {
+    folder: PathBuf,
+    store: Arc<dyn Store>,
+    limits: CacheLimits,
+    state: Mutex<State>,
+}
+
+/// Room for a file that arrives; given back when dropped.
+#[derive(Debug)]
+pub struct Reserved<'a> {
+    cache: &'a Cache,
+    bytes: u64,
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        let mut state = self.cache.lock();
+        state.reserved -= self.bytes;
+        self.cache.report(&state);
+    }
+}
+
+/// The file as commands describe it.
+pub fn file_info(upload: &Upload) -> FileInfo {
+    let root = skein_wire::ids::hex_decode::<32>(&upload.root).unwrap_or_default();
+    FileInfo {
+        size_bytes: upload.size_bytes,
+        piece_bytes: upload.piece_bytes,
+        root: Bytes::copy_from_slice(&root),
+        name: upload.name.clone(),
+        mode: upload.mode,
+        mtime_ms: upload.created_ms,
+    }
+}
+
+impl Cache {
+    /// Opens a cache.
+    pub async fn open(
+        folder: PathBuf,
+        store: Arc<dyn Store>,
+        limits: CacheLimits,
+    ) -> Result<Self, CacheError> {
+        let mut state = State::default();
+        for entry in store.range_all(UPLOADS).await? {
+            let upload: Upload = decode(&entry)?;
+            let Ok(id) = upload.upload_id.parse::<TransferId>() else { continue };
+            let whole = fs::metadata(folder.join(id.to_string()))
+                .is_ok_and(|file| file.len() == upload.size_bytes);
+            match whole {
+                true => drop(state.uploads.insert(id, upload)),
+                false => drop(store.commit(Batch::new().delete(entry.key)).await?),
+            }
+        }
+        let this = Self { folder, store, limits, state: Mutex::new(state) };
+        this.report(&this.lock());
+        Ok(this)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn used(state: &State) -> u64 {
+        state.uploads.values().map(|upload| upload.size_bytes).sum::<u64>() + state.reserved
+    }
+
+    fn report(&self, state: &State) {
+        metrics::gauge!(names::CONTROL_CACHE_BYTES).set(Self::used(state) as f64);
+    }
+
+    /// Removes what no record names: uploads that a crash cut off. `expected` are files that a
+    /// data process may be fetching at this moment; its partial files have names of their own and
+    /// go when they are old.
+    pub fn remove_strangers(&self, expected: &HashSet<TransferId>) -> io::Result<()> {
+        let known: HashSet<TransferId> = self.lock().uploads.keys().copied().collect();
+        for file in fs::read_dir(&self.folder)? {
+            let file = file?;
+            let name = file.file_name().to_string_lossy().into_owned();
+            let id = name.split('.').next().unwrap_or_default().parse::<TransferId>();
+            let metadata = file.metadata()?;
+            let age = metadata.modified()?.elapsed().unwrap_or_default();
+            let stranger = match id {
+                Ok(id) => !known.contains(&id) && !expected.contains(&id),
+                Err(_) => age > PARTIAL_AGE_MAX,
+            };
+            if stranger && metadata.is_file() {
+                fs::remove_file(file.path())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Where a file stands.
+    pub fn path(&self, id: &TransferId) -> PathBuf {
+        self.folder.join(id.to_string())
+    }
+
+    /// Bytes held and bound.
+    pub fn bytes(&self) -> (u64, u64) {
+        (Self::used(&self.lock()), self.limits.bytes_max)
+    }
+
+    /// All files, oldest first.
+    pub fn list(&self) -> Vec<Upload> {
+        let mut list: Vec<Upload> = self.lock().uploads.values().cloned().collect();
+        list.sort_by(|a, b| (a.created_ms, &a.upload_id).cmp(&(b.created_ms, &b.upload_id)));
+        list
+    }
+
+    /// One file.
+    pub fn get(&self, id: &TransferId) -> Option<Upload> {
+        self.lock().uploads.get(id).cloned()
+    }
+
+    /// Keeps a file while a transfer uses it. None: it is not there (any more).
+    pub fn pin(&self, id: &TransferId) -> Option<Upload> {
+        let mut state = self.lock();
+        let upload = state.uploads.get(id).cloned()?;
+        *state.uses.entry(*id).or_default() += 1;
+        Some(upload)
+    }
+
+    /// A transfer does not need a file any more.
+    pub fn unpin(&self, id: &TransferId) {
+        let mut state = self.lock();
+        if let Some(uses) = state.uses.get_mut(id) {
+            *uses -= 1;
+            if *uses == 0 {
+                state.uses.remove(id);
+            }
+        }
+    }
+
+    /// Room for `bytes`, or why there is none.
+    pub fn reserve(&self, bytes: u64) -> Result<Reserved<'_>, CacheError> {
+        let mut state = self.lock();
+        let used = Self::used(&state);
+        let max = self.limits.bytes_max;
+        if used.saturating_add(bytes) > max || state.uploads.len() >= FILES_MAX {
+            return Err(CacheError::NoSpace(format!(
+                "the cache holds {used} of {max} bytes and cannot take {bytes} more; delete \
+                 uploads that are not needed or raise control.cache_bytes_max"
+            )));
+        }
+        let free = free_bytes(&self.folder)?;
+        if bytes.saturating_add(state.reserved).saturating_add(FREE_BYTES_MIN) > free {
+            return Err(CacheError::NoSpace(format!(
+                "{} has {free} free bytes, which is too little for {bytes} and a reserve of \
+                 {FREE_BYTES_MIN}; make room on that disk",
+                self.folder.display()
+            )));
+        }
+        state.reserved += bytes;
+        self.report(&state);
+        Ok(Reserved { cache: self, bytes })
+    }
+
+    /// Begins an upload of an announced length: chunks go into the sender, and the future yields
+    /// the stored file when the sender was dropped after the last.
+    pub fn receive(
+        self: &Arc<Self>,
+        name: &str,
+        mode: u32,
+        size_bytes: u64,
+    ) -> Result<
+        (mpsc::Sender<Bytes>, impl Future<Output = Result<Upload, CacheError>> + Send + use<>),
+        CacheError,
+    > {
+        check_file_name(name.as_bytes())
+            .map_err(|error| CacheError::Invalid(format!("file name {name:?}: {error}")))?;
+        if mode & !0o7777 != 0 {
+            return Err(CacheError::Invalid(format!("mode {mode:o} has bits beyond 7777")));
+        }
+        let id = TransferId(random::bytes()?);
+        let this = self.clone();
+        let (chunks, queue) = mpsc::channel(CHUNKS_WAITING);
+        let name = name.to_owned();
+        // Refused here before the first byte; the future holds the room.
+        drop(self.reserve(size_bytes)?);
+        let finished = async move {
+            let room = this.reserve(size_bytes)?;
+            let path = this.path(&id);
+            let writing = tokio::task::spawn_blocking({
+                let (path, name) = (path.clone(), name.clone());
+                move || write_hashed(&path, &name, mode, size_bytes, queue)
+            });
+            let manifest = match writing.await.map_err(io::Error::other)? {
+                Ok(manifest) => manifest,
+                Err(error) => {
+                    this.remove_files(&id);
+                    return Err(error);
+                }
+            };
+            this.keep(id, &manifest, room).await
+        };
+        Ok((chunks, finished))
+    }
+
+    /// Enters a file that stands in the cache.
+    pub async fn keep(
+        &self,
+        id: TransferId,
+        manifest: &Manifest,
+        room: Reserved<'_>,
+    ) -> Result<Upload, CacheError> {
+        let now_ms = clock::now_ms();
+        let upload = Upload {
+            upload_id: id.to_string(),
+            name: manifest.name.clone(),
+            size_bytes: manifest.geometry.size_bytes(),
+            root: hex_encode(&manifest.root),
+            piece_bytes: manifest.geometry.piece_bytes(),
+            mode: manifest.mode,
+            created_ms: now_ms,
+            expires_ms: now_ms + self.limits.expiry_ms,
+        };
+        self.store.put_json(&format!("{UPLOADS}{id}"), &upload).await?;
+        self.lock().uploads.insert(id, upload.clone());
+        drop(room);
+        Ok(upload)
+    }
+
+    fn remove_files(&self, id: &TransferId) {
+        let path = self.path(id);
+        for path in [path.with_extension("part"), path.with_extension("leaves"), path] {
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    tracing::warn!(path = %path.display(), %error, "cannot remove");
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Forgets a file. Some(false): a transfer uses it; None: there is none.
+    pub async fn delete(&self, id: &TransferId) -> Result<Option<bool>, CacheError> {
+        {
+            let mut state = self.lock();
+            if !state.uploads.contains_key(id) {
+                return Ok(None);
+            }
+            if state.uses.contains_key(id) {
+                return Ok(Some(false));
+            }
+            state.uploads.remove(id);
+            self.report(&state);
+        }
+        self.store.commit(Batch::new().delete(format!("{UPLOADS}{id}"))).await?;
+        self.remove_files(id);
+        Ok(Some(true))
+    }
+
+    /// Forgets what has expired and is not used.
+    pub async fn sweep(&self) -> Result<(), CacheError> {
+        let now_ms = clock::now_ms();
+        let expired: Vec<TransferId> = {
+            let state = self.lock();
+            let old = state.uploads.iter().filter(|(_, upload)| upload.expires_ms < now_ms);
+            old.map(|(id, _)| *id).collect()
+        };
+        for id in expired {
+            self.delete(&id).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Writes a file while it is hashed. Blocks; runs on a thread of its own.
+fn write_hashed(
+    path: &std::path::Path,
+    name: &str,
+    mode: u32,
+    size_bytes: u64,
+    mut chunks: mpsc::Receiver<Bytes>,
+) -> Result<Manifest, CacheError> {
+    let part = path.with_extension("part");
+    let mut file: File = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&part)?;
+    let invalid = |error: &dyn std::fmt::Display| CacheError::Invalid(error.to_string());
+    let piece_bytes = choose_piece_bytes(size_bytes, HOSTS_ASSUMED);
+    let mut tree = TreeBuilder::new(piece_bytes).map_err(|error| invalid(&error))?;
+    let mut leaves = LeafFileWriter::create(&path.with_extension("leaves"))?;
+    let mut failed = None;
+    let mut got = 0;
+    while let Some(chunk) = chunks.blocking_recv() {
+        got += chunk.len() as u64;
+        if got > size_bytes {
+            break;
+        }
+        file.write_all(&chunk)?;
+        tree.update(&chunk, |leaf| failed = failed.take().or(leaves.push(leaf).err()));
+        if let Some(error) = failed.take() {
+            return Err(error.into());
+        }
+    }
+    if got != size_bytes {
+        return Err(CacheError::Length { got, announced: size_bytes });
+    }
+    let tree = tree.finish(|leaf| failed = failed.take().or(leaves.push(leaf).err()));
+    let tree = tree.map_err(|error| invalid(&error))?;
+    if let Some(error) = failed.take() {
+        return Err(error.into());
+    }
+    file.sync_all()?;
+    let stamp = FileStamp::of(&file.metadata()?);
+    let manifest = Manifest {
+        geometry: tree.geometry,
+        root: tree.root,
+        name: name.to_owned(),
+        mode,
+        mtime_ms: clock::now_ms(),
+    };
+    leaves.finish(&manifest, tree.layer, &stamp)?;
+    fs::rename(&part, path)?;
+    File::open(path.parent().unwrap_or(path))?.sync_all()?;
+    Ok(manifest)
+}

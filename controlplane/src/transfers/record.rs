@@ -1,0 +1,326 @@
+//! What of a transfer is stored, and how a request becomes a transfer.
+//!
+//! ```text
+//! transfers/spec/<id>            TransferRecord
+//! transfers/hosts/<id>/<page>    targets, see [`crate::targets`]
+//! transfers/final/<id>/<agent>   Final, written once
+//! ```
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use skein_filemesh::engine::check_file_name;
+use skein_wire::ids::{AgentId, TransferId};
+use skein_wire::signal::v1::{FileInfo, JoinTransfer};
+
+use super::Entry;
+use super::cache::CacheError;
+use super::host::{Final, HostPush};
+use crate::api::types::{TransferPhase, TransferRequest, TransferSource, Upload};
+use crate::random;
+use crate::registry::SelectorError;
+use crate::store::ext::{decode, encode};
+use crate::store::{Batch, Condition, Store, StoreError, StoreExt};
+use crate::targets;
+
+const SPEC: &str = "transfers/spec/";
+const HOSTS: &str = "transfers/hosts/";
+const FINAL: &str = "transfers/final/";
+
+const DELIVER_WITHIN_MS: u64 = 30_000;
+const TIMEOUT_MS: u64 = 6 * 3_600_000;
+const TIMEOUT_MS_MAX: u64 = 7 * 24 * 3_600_000;
+const PATH_BYTES_MAX: usize = 4_096;
+
+/// Why a transfer is not accepted or not found.
+#[derive(Debug, thiserror::Error)]
+pub enum TransferError {
+    /// The selector.
+    #[error(transparent)]
+    Selector(#[from] SelectorError),
+    /// Nobody is meant.
+    #[error("no agent matches {0:?}; `skein hosts` lists them")]
+    NoTargets(String),
+    /// The source is not one agent.
+    #[error("source {0:?} matches {1} agents; name exactly one, by its id")]
+    Source(String, usize),
+    /// The source is away.
+    #[error("source agent {0} is not online; start it or choose another source")]
+    SourceAway(AgentId),
+    /// No such upload.
+    #[error("there is no upload {0}; it may have expired: upload the file again")]
+    NoUpload(String),
+    /// A field of the request.
+    #[error("{0}")]
+    Invalid(String),
+    /// No such transfer.
+    #[error("there is no transfer {0}; it may have left the history")]
+    Unknown(TransferId),
+    /// Too many at one time.
+    #[error("too many transfers run at this time; wait for some to end or cancel them")]
+    Busy,
+    /// On the way down.
+    #[error("the control process is stopping; try again")]
+    Stopping,
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The cache.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    /// No randomness.
+    #[error(transparent)]
+    Random(#[from] std::io::Error),
+}
+
+/// A transfer, stored.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TransferRecord {
+    /// 32 hex digits.
+    pub transfer_id: String,
+    /// Where it stands.
+    pub phase: TransferPhase,
+    /// Where the file comes from.
+    pub source: TransferSource,
+    /// The source agent's id, where it is an agent.
+    #[serde(default)]
+    pub source_agent: Option<String>,
+    /// The selector, as it was asked.
+    pub targets: String,
+    /// Folder on the targets.
+    pub directory: String,
+    /// Name there; empty: the source's, not yet known.
+    pub file_name: String,
+    /// Permission bits there; 0: the source's.
+    pub mode: u32,
+    /// `user` or `user:group`.
+    pub owner: String,
+    /// Make the folder.
+    pub create_directory: bool,
+    /// Per host; 0: none.
+    pub rate_limit_bytes_per_s: u64,
+    /// From the moment at which the file is in the cache.
+    pub deliver_within_ms: i64,
+    /// When it was created.
+    pub created_ms: i64,
+    /// A host without an end at this time ends as expired.
+    pub expire_ms: i64,
+    /// The file in the cache, or the file that is being fetched.
+    #[serde(default)]
+    pub file: Option<Upload>,
+    /// When the file was in the cache.
+    #[serde(default)]
+    pub running_ms: Option<i64>,
+    /// What is wrong with the whole.
+    #[serde(default)]
+    pub error: String,
+    /// When a cancel was asked.
+    #[serde(default)]
+    pub cancel_ms: Option<i64>,
+    /// When the last host ended.
+    #[serde(default)]
+    pub ended_ms: Option<i64>,
+}
+
+impl TransferRecord {
+    /// Checks a request and fills its defaults; the source is settled by the caller.
+    pub fn from_request(request: TransferRequest, now_ms: i64) -> Result<Self, TransferError> {
+        let invalid = |why: String| Err(TransferError::Invalid(why));
+        check_folder(&request.directory)?;
+        if let Some(name) = &request.file_name {
+            check_file_name(name.as_bytes())
+                .map_err(|error| TransferError::Invalid(format!("file name {name:?}: {error}")))?;
+        }
+        if let TransferSource::Agent { path, .. } = &request.source {
+            check_path("the source", path)?;
+        }
+        let mode = request.mode.unwrap_or(0);
+        if mode & !0o7777 != 0 {
+            return invalid(format!("mode {mode:o} has bits beyond 7777"));
+        }
+        let owner = request.owner.unwrap_or_default();
+        let allowed = |c: char| c.is_ascii_alphanumeric() || "._-$:".contains(c);
+        if owner.len() > 128 || !owner.chars().all(allowed) || owner.matches(':').count() > 1 {
+            return invalid(format!("owner {owner:?} is not `user` or `user:group`"));
+        }
+        let timeout_ms = request.timeout_ms.unwrap_or(TIMEOUT_MS);
+        let deliver_within_ms = request.deliver_within_ms.unwrap_or(DELIVER_WITHIN_MS);
+        if timeout_ms == 0 || timeout_ms.max(deliver_within_ms) > TIMEOUT_MS_MAX {
+            return invalid(format!("timeouts must be at most {TIMEOUT_MS_MAX} ms"));
+        }
+        Ok(Self {
+            transfer_id: TransferId(random::bytes()?).to_string(),
+            phase: TransferPhase::Offering,
+            source: request.source,
+            source_agent: None,
+            targets: request.targets,
+            directory: request.directory,
+            file_name: request.file_name.unwrap_or_default(),
+            mode,
+            owner,
+            create_directory: request.create_directory,
+            rate_limit_bytes_per_s: request.rate_limit_bytes_per_s.unwrap_or(0),
+            deliver_within_ms: deliver_within_ms as i64,
+            created_ms: now_ms,
+            expire_ms: now_ms + timeout_ms as i64,
+            file: None,
+            running_ms: None,
+            error: String::new(),
+            cancel_ms: None,
+            ended_ms: None,
+        })
+    }
+
+    /// The file is in the cache: targets can be told.
+    pub fn run(&mut self, file: Upload, now_ms: i64) {
+        if self.file_name.is_empty() {
+            self.file_name = file.name.clone();
+        }
+        self.phase = TransferPhase::Running;
+        self.file = Some(file);
+        self.running_ms = Some(now_ms);
+    }
+
+    /// The id.
+    pub fn id(&self) -> Option<TransferId> {
+        self.transfer_id.parse().ok()
+    }
+
+    /// The file, where it is known.
+    pub fn file_info(&self) -> Option<FileInfo> {
+        self.file.as_ref().map(super::cache::file_info)
+    }
+
+    /// The source agent, where it is one.
+    pub fn source_id(&self) -> Option<AgentId> {
+        AgentId::parse(self.source_agent.as_deref()?).ok()
+    }
+
+    /// A host that is not reached until then ends as undeliverable.
+    pub fn deliver_by_ms(&self) -> i64 {
+        self.running_ms.unwrap_or(self.expire_ms).saturating_add(self.deliver_within_ms)
+    }
+
+    /// The order to the targets.
+    pub fn order(&self, id: &TransferId) -> JoinTransfer {
+        JoinTransfer {
+            transfer_id: id.to_bytes(),
+            file: self.file_info(),
+            directory: self.directory.clone(),
+            file_name: self.file_name.clone(),
+            mode: self.mode,
+            owner: self.owner.clone(),
+            create_directory: self.create_directory,
+            rate_limit_bytes_per_s: self.rate_limit_bytes_per_s,
+        }
+    }
+}
+
+fn check_path(what: &str, path: &str) -> Result<(), TransferError> {
+    let plain = path.split('/').skip(1).all(|part| part != ".." && part != ".");
+    if !path.starts_with('/') || !plain || path.contains('\0') || path.len() > PATH_BYTES_MAX {
+        return Err(TransferError::Invalid(format!(
+            "{what} {path:?} must be an absolute path without `.` and `..`"
+        )));
+    }
+    Ok(())
+}
+
+fn check_folder(path: &str) -> Result<(), TransferError> {
+    check_path("the folder", path)
+}
+
+/// Reads all transfers.
+pub(super) async fn load(store: &dyn Store) -> Result<HashMap<TransferId, Entry>, StoreError> {
+    let mut entries = HashMap::new();
+    for spec in store.range_all(SPEC).await? {
+        let record: TransferRecord = decode(&spec)?;
+        let Some(id) = record.id() else { continue };
+        let targets = targets::load(store, &format!("{HOSTS}{id}/")).await?;
+        let host = |(agent, name): (AgentId, Arc<str>)| HostPush::new(agent, name);
+        let mut entry = Entry::new(record, targets.into_iter().map(host).collect());
+        let prefix = format!("{FINAL}{id}/");
+        for stored in store.range_all(&prefix).await? {
+            let end: Final = decode(&stored)?;
+            let agent = AgentId::parse(&stored.key[prefix.len()..]).ok();
+            if let Some(place) = agent.and_then(|agent| entry.place(&agent)) {
+                entry.hosts[place].end(end);
+            }
+        }
+        entries.insert(id, entry);
+    }
+    Ok(entries)
+}
+
+pub(super) async fn store_new(store: &dyn Store, entry: &Entry) -> Result<(), StoreError> {
+    let id = &entry.record.transfer_id;
+    let key = format!("{SPEC}{id}");
+    let absent = Condition::Absent(key.clone());
+    let batch = Batch::new().when(absent).put(key, encode(&entry.record)?);
+    let hosts = entry.hosts.iter().map(|host| (&host.agent, &*host.hostname));
+    let batch = targets::put(batch, &format!("{HOSTS}{id}/"), hosts)?;
+    store.commit(batch).await.map(|_| ())
+}
+
+pub(super) fn put_spec(batch: Batch, record: &TransferRecord) -> Result<Batch, StoreError> {
+    Ok(batch.put(format!("{SPEC}{}", record.transfer_id), encode(record)?))
+}
+
+pub(super) fn put_final(
+    batch: Batch,
+    id: &TransferId,
+    agent: &AgentId,
+    end: &Final,
+) -> Result<Batch, StoreError> {
+    Ok(batch.put(format!("{FINAL}{id}/{agent}"), encode(end)?))
+}
+
+/// Removes all of a transfer, the record first, so that a crash leaves no half to be loaded.
+pub(super) async fn remove(store: &dyn Store, id: &TransferId) -> Result<(), StoreError> {
+    store.commit(Batch::new().delete(format!("{SPEC}{id}"))).await?;
+    targets::remove_below(store, &[format!("{HOSTS}{id}/"), format!("{FINAL}{id}/")]).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request() -> TransferRequest {
+        TransferRequest {
+            source: TransferSource::Upload { upload_id: "x".into() },
+            targets: "all".into(),
+            directory: "/opt/app".into(),
+            file_name: None,
+            mode: None,
+            owner: None,
+            create_directory: false,
+            rate_limit_bytes_per_s: None,
+            deliver_within_ms: None,
+            timeout_ms: None,
+        }
+    }
+
+    #[test]
+    fn hostile_paths_names_and_owners_are_refused() {
+        assert!(TransferRecord::from_request(request(), 0).is_ok());
+        type Change = fn(&mut TransferRequest);
+        let wrong: [(Change, &str); 9] = [
+            (|r| r.directory = "opt".into(), "absolute"),
+            (|r| r.directory = "/opt/../etc".into(), "absolute"),
+            (|r| r.directory = "/a\0b".into(), "absolute"),
+            (|r| r.file_name = Some("../x".into()), "file name"),
+            (|r| r.file_name = Some("..".into()), "file name"),
+            (|r| r.mode = Some(0o100_644), "mode"),
+            (|r| r.owner = Some("a b".into()), "owner"),
+            (|r| r.owner = Some("a:b:c".into()), "owner"),
+            (|r| r.timeout_ms = Some(u64::MAX), "timeouts"),
+        ];
+        for (change, hint) in wrong {
+            let mut request = request();
+            change(&mut request);
+            let error = TransferRecord::from_request(request, 0).unwrap_err().to_string();
+            assert!(error.contains(hint), "{hint}: {error}");
+        }
+    }
+}
