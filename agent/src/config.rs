@@ -255,7 +255,7 @@ pub fn template(config: &Config) -> String {
          region = {}\nzone = {}\ncloud_id = {}\n\n\
          # Prometheus scrapes this; \"off\" closes it.\nmetrics = {}\n\n\
          # Selectable as --on label:KEY=VALUE.\n[labels]\n{labels}\n\
-         [spool]\n# Disk that unacknowledged records may take.\n# max_bytes = 1073741824\n\
+         [spool]\n# Disk that unacknowledged records may take.\n# max_bytes = 536870912\n\
          # \"power\" flushes before a record counts as kept; \"process\" survives kill -9.\n\
          # durability = \"process\"\n\n\
          [inputs]\n# More sockets for BlueKing collectors, besides HOME/run/ipc.state.report.\n\
@@ -282,12 +282,12 @@ mod tests {
 
     #[test]
     fn unknown_keys_are_named_and_ignored() {
-        let text = "servers = ['a']\ncolour = 1\n[labels]\nany = 'x'\n[spool]\nmax_bytes = 5\n\
+        let text = "servers = ['a']\ncolour = 1\n[labels]\nany = 'x'\n[spool]\nmax_bytes = 5000000\n\
                     depth = 3\n[[tail]]\npath = '/x'\nspeed = 1\n";
         let (config, mut unknown) = Config::parse(text).unwrap();
         unknown.sort();
         assert_eq!(unknown, ["colour", "spool.depth", "tail.speed"]);
-        assert_eq!(config.spool.max_bytes, 5);
+        assert_eq!(config.spool.max_bytes, 5_000_000);
         assert_eq!(config.labels["any"], "x");
         assert_eq!(config.tasks, TasksConfig::default());
     }

@@ -44,8 +44,8 @@ pub enum WorkerError {
     /// The spool.
     #[error(transparent)]
     Spool(#[from] crate::spool::SpoolError),
-    /// A part of the agent cannot start.
-    #[error("cannot start {0}: {1}")]
+    /// A part of the agent cannot start or has ended.
+    #[error("cannot go on without {0}: {1}")]
     Part(&'static str, io::Error),
 }
 
@@ -86,6 +86,7 @@ pub fn run(home: &Home) -> Result<(), WorkerError> {
 
 async fn work(home: Home, config: Config, identity: Identity) -> Result<(), WorkerError> {
     let part = |name: &'static str| move |error| WorkerError::Part(name, error);
+    let gone = |name| WorkerError::Part(name, io::Error::other("it ended"));
     let mut terminate = signal(SignalKind::terminate()).map_err(part("signals"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(part("signals"))?;
     let config = Arc::new(config);
@@ -122,8 +123,8 @@ async fn work(home: Home, config: Config, identity: Identity) -> Result<(), Work
         outbox: outbox.clone(),
     })
     .map_err(part("transfers"))?;
-    let forward = transfers.clone();
-    let (tasks, task_thread) = tasks::start(tasks::Settings {
+    let (forward, files) = (transfers.clone(), transfers.clone());
+    let (tasks, mut task_thread) = tasks::start(tasks::Settings {
         dir: home.tasks(),
         limits: config.tasks.clone(),
         runner: PathBuf::from("/proc/self/exe"),
@@ -149,10 +150,9 @@ async fn work(home: Home, config: Config, identity: Identity) -> Result<(), Work
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
-        _ = &mut spooling => {
-            let ended = io::Error::other("its disk thread ended");
-            return Err(WorkerError::Part("the spool again", ended));
-        }
+        _ = &mut spooling => return Err(gone("the spool")),
+        () = task_thread.ended() => return Err(gone("the task thread")),
+        () = files.ended() => return Err(gone("the file thread")),
     }
     tracing::info!("agent ends; scripts go on and are reported by the next one");
     spool.close(CLOSE_TIME).await;

@@ -5,14 +5,13 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use skein_agent::clock::{ServerClock, wall_ms};
 use skein_agent::config::TasksConfig;
 use skein_agent::link::Outbox;
 use skein_agent::sys::{process, procfs};
-use skein_agent::tasks::{self, Order, Settings, TaskHandle, TransferOrder, records};
+use skein_agent::tasks::{self, Order, Settings, TaskHandle, TaskThread, TransferOrder, records};
 use skein_wire::ids::{TaskId, hex_encode};
 use skein_wire::signal::v1::agent_message::Kind;
 use skein_wire::signal::v1::{
@@ -26,7 +25,7 @@ struct Host {
     dir: PathBuf,
     outbox: Outbox,
     handle: TaskHandle,
-    thread: JoinHandle<()>,
+    thread: TaskThread,
     transfers: Arc<Mutex<Vec<TransferOrder>>>,
     commands: u64,
 }
@@ -62,7 +61,7 @@ impl Host {
     /// As kill -9 does: the thread is gone, runners go on.
     fn stop(self) {
         self.handle.stop();
-        self.thread.join().unwrap();
+        self.thread.join();
     }
 
     fn order_until(&mut self, kind: command_body::Kind, not_after_ms: i64) -> Order {
@@ -520,8 +519,9 @@ fn transfer_orders_pass_once() {
     let order = host.order_until(kind, wall_ms() + 10_000);
     host.handle.order(order).unwrap();
     assert_eq!(host.until_refused(), "replayed");
-    assert_eq!(*host.transfers.lock().unwrap(), [TransferOrder::Cancel(cancel)]);
+    let transfers = host.transfers.clone();
     host.stop();
+    assert_eq!(*transfers.lock().unwrap(), [TransferOrder::Cancel(cancel)]);
 }
 
 #[test]

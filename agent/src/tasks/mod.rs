@@ -13,4 +13,4 @@ pub mod runner;
 pub mod service;
 mod task;
 
-pub use service::{Order, Settings, TaskHandle, TransferOrder, refuse, start};
+pub use service::{Order, Settings, TaskHandle, TaskThread, TransferOrder, refuse, start};

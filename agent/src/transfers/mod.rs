@@ -75,6 +75,11 @@ impl TransferHandle {
         }
     }
 
+    /// Resolves when the file thread is over, which only a new worker mends.
+    pub async fn ended(&self) {
+        self.letters.closed().await;
+    }
+
     /// The server has stored the end of a transfer.
     pub fn acknowledged(&self, transfer_id: &[u8]) {
         if let Ok(id) = TransferId::from_slice(transfer_id) {
@@ -242,9 +247,12 @@ impl Transfers {
 
     fn cancel(&mut self, cancel: &CancelTransfer) {
         let Ok(id) = TransferId::from_slice(&cancel.transfer_id) else { return };
-        let known = self.fetches.get(&id).into_iter().chain(self.offers.get(&id));
-        let told = known.map(|active| active.cancel.send(true)).count();
-        if told == 0 && self.shared.board.get(&id).is_none() {
+        let active = [self.fetches.get(&id), self.offers.get(&id)];
+        for active in active.iter().flatten() {
+            active.cancel.send_replace(true);
+        }
+        let known = active.iter().any(Option::is_some) || self.shared.board.get(&id).is_some();
+        if !known {
             self.tombstones.push_back(id);
             if self.tombstones.len() > TOMBSTONES_MAX {
                 self.tombstones.pop_front();

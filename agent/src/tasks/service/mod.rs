@@ -27,6 +27,7 @@ use skein_wire::ids::TaskId;
 use skein_wire::signal::v1::{
     CancelTransfer, CommandBody, CommandRefused, JoinTransfer, OfferFile, ReportAck, agent_message,
 };
+use tokio::sync::oneshot;
 
 use super::journal::Journal;
 use super::mailbox::{Inbox, Mailbox, mailbox};
@@ -46,6 +47,8 @@ const TASKS_MAX: usize = 10_000;
 const SETTLED_MAX: usize = 65_536;
 /// How long such an id is remembered beyond its latest start.
 const SETTLED_MS: i64 = 24 * 3600 * 1000;
+/// The thread calls nothing deep.
+const STACK_BYTES: usize = 256 * 1024;
 /// Looks at unacknowledged reports while a session is up.
 const LOOK_MS: u64 = 5_000;
 
@@ -118,7 +121,7 @@ impl TaskHandle {
 }
 
 /// Opens the journal, decides about every task in it, and starts the thread.
-pub fn start(settings: Settings) -> io::Result<(TaskHandle, std::thread::JoinHandle<()>)> {
+pub fn start(settings: Settings) -> io::Result<(TaskHandle, TaskThread)> {
     private_dir(&settings.dir)?;
     let (mailbox, inbox) = mailbox()?;
     let to_self = mailbox.clone();
@@ -141,11 +144,36 @@ pub fn start(settings: Settings) -> io::Result<(TaskHandle, std::thread::JoinHan
         children: Vec::new(),
     };
     service.restore(facts);
-    let thread = std::thread::Builder::new()
-        .name("tasks".into())
-        .stack_size(256 * 1024)
-        .spawn(move || service.run())?;
-    Ok((TaskHandle { mailbox }, thread))
+    let (alive, ended) = oneshot::channel();
+    let thread = std::thread::Builder::new().name("tasks".into()).stack_size(STACK_BYTES).spawn(
+        move || {
+            service.run();
+            drop(alive);
+        },
+    )?;
+    Ok((TaskHandle { mailbox }, TaskThread { thread, ended }))
+}
+
+/// The service's thread.
+#[derive(Debug)]
+pub struct TaskThread {
+    thread: std::thread::JoinHandle<()>,
+    ended: oneshot::Receiver<()>,
+}
+
+impl TaskThread {
+    /// Resolves when the thread is over; before [`TaskHandle::stop`] that is a fault that only a
+    /// new worker mends.
+    pub async fn ended(&mut self) {
+        // Nothing is ever sent: the other end is dropped.
+        let _ = (&mut self.ended).await;
+    }
+
+    /// Waits for the end.
+    pub fn join(self) {
+        // A panic was reported when it happened.
+        let _ = self.thread.join();
+    }
 }
 
 /// An id that must not run again.
