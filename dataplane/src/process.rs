@@ -214,6 +214,7 @@ impl DataProcess {
         shared.draining.store(true, Ordering::Relaxed);
         mail_all(&shared, || ShardMail::GoAway);
         thread::sleep(FAREWELL);
+        mail_all(&shared, || ShardMail::StopData);
         shared.router.broadcast(|| ToRouter::Stop);
         if !router.join(DRAIN_TIME) {
             tracing::error!("routers did not end in time; agents will send the rest again");

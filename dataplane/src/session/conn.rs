@@ -371,20 +371,23 @@ impl Conn {
         }
     }
 
-    /// The process goes away: the agent is told its slot. Signals go on until shutdown, and so do
-    /// acknowledgements, but no batch is taken any more.
+    /// The process goes away: the agent is told its slot. Everything goes on for a moment.
     pub fn go_away(&mut self, ctx: &mut Ctx<'_>) {
         const SPREAD_MS: u64 = 3_000;
         let reconnect_after_ms = hello::reconnect_slot(ctx.me.conn, SPREAD_MS);
-        match &mut self.state {
+        match &self.state {
             State::Signal(signal) => {
                 let _ = signal.go_away(reconnect_after_ms, &mut self.plain);
             }
-            State::Data(data) => {
-                data.leave(ctx);
-                ServerFrame::GoAway { reconnect_after_ms }.encode(&mut self.plain);
-            }
+            State::Data(_) => ServerFrame::GoAway { reconnect_after_ms }.encode(&mut self.plain),
             _ => {}
+        }
+    }
+
+    /// No batch is taken any more; acknowledgements still go out.
+    pub fn stop_data(&mut self, ctx: &mut Ctx<'_>) {
+        if let State::Data(data) = &mut self.state {
+            data.leave(ctx);
         }
     }
 

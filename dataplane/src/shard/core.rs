@@ -400,6 +400,7 @@ impl Shard {
             ShardMail::RevokedChanged => self.every(|conn, ctx| conn.check_revoked(ctx)),
             ShardMail::TransfersChanged => self.every(|conn, ctx| conn.transfers_changed(ctx)),
             ShardMail::GoAway => self.every(|conn, ctx| conn.go_away(ctx)),
+            ShardMail::StopData => self.every(|conn, ctx| conn.stop_data(ctx)),
             ShardMail::Shutdown => {
                 self.shutdown = true;
                 self.every(|conn, ctx| conn.close(CloseReason::Draining, ctx));

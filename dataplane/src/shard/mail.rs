@@ -30,8 +30,10 @@ pub enum ShardMail {
     File(ConnKey, FileMail),
     /// Transfers were withdrawn: look at every file channel.
     TransfersChanged,
-    /// The process goes away: tell every agent its slot to come back, and stop reading data.
+    /// The process goes away: tell every agent its slot to come back.
     GoAway,
+    /// Take no more batches: the routers are about to end.
+    StopData,
     /// Close everything that is left, and end the shard when all is closed.
     Shutdown,
 }
