@@ -13,7 +13,7 @@ use std::sync::OnceLock;
 /// A SHA-256 hash.
 pub type Hash = [u8; 32];
 
-/// Bytes of a [`Hash`].
+/// Bytes of a hash.
 pub const HASH_BYTES: usize = 32;
 
 /// The leaf that stands for a block past the end of the file.
