@@ -10,13 +10,14 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use skein_wire::ids::DataId;
 
 use crate::sinks::block::Tape;
 use crate::sinks::checkpoint::FileEntry;
 use crate::sinks::disk::{DiskOp, FileId, OpenFile, Opened, error_label};
+use crate::sinks::recover::LeftFile;
 use crate::sinks::template::Names;
 
 use super::core::RouterCore;
@@ -166,17 +167,10 @@ impl RouterCore {
         let config = stream.config.as_ref().ok_or_else(gone)?;
         let names = Names { data_id, stream: &config.name, writer: self.worker, wall_ms };
         let base = config.template.render(&names);
-        let left = self
-            .left
-            .iter()
-            .position(|left| {
-                (left.stream, &left.root, &left.base) == (stream_id, &config.root, &base)
-            })
-            .map(|at| self.left.swap_remove(at))
-            .filter(|left| {
-                left.resume.length < config.rotate_bytes
-                    && wall_ms.saturating_sub(left.opened_ms) < config.rotate_ms
-            });
+        let left = take_left(&mut self.left, stream_id, &config.root, &base).filter(|left| {
+            left.resume.length < config.rotate_bytes
+                && wall_ms.saturating_sub(left.opened_ms) < config.rotate_ms
+        });
         let opened_ms = left.as_ref().map_or(wall_ms, |left| left.opened_ms);
         let resume = left.map(|left| left.resume);
         let length = resume.as_ref().map_or(0, |resume| resume.length);
@@ -277,9 +271,17 @@ impl RouterCore {
     pub(super) fn close_file(&mut self, id: FileId) {
         let Some(file) = self.files.get_mut(id) else { return };
         let length = file.stored;
-        if file.state == FileState::Opening {
-            file.state = FileState::Abandoned;
-            return;
+        match file.state {
+            FileState::Opening => {
+                file.state = FileState::Abandoned;
+                return self.detach_file(id);
+            }
+            // It may have more than is stored, and whatever its stream becomes, that must go.
+            FileState::Repairing | FileState::Broken => {
+                file.closing = true;
+                return self.detach_file(id);
+            }
+            FileState::Recording | FileState::Ready | FileState::Abandoned => {}
         }
         if file.recorded {
             self.log.frame.closed(id);
@@ -289,19 +291,33 @@ impl RouterCore {
     }
 
     fn forget_file(&mut self, id: FileId) {
+        self.detach_file(id);
         let Some(mut file) = self.files.files.remove(&id) else { return };
         file.tape.discard(&mut self.pool);
         self.meter.files_open.decrement(1.0);
-        if let Some(stream) = self.streams.get_mut(&file.stream) {
+    }
+
+    /// The file's stream does not know it any more.
+    fn detach_file(&mut self, id: FileId) {
+        let stream = self.files.get(id).and_then(|file| self.streams.get_mut(&file.stream));
+        if let Some(stream) = stream {
             stream.files.retain(|known| *known != id);
             stream.current.retain(|_, known| *known != id);
         }
     }
 
+    /// Whether a file can be closed at any time. Those of a failed stream are needed to find out
+    /// whether it is well again.
+    fn is_idle(&self, file: &SinkFile) -> bool {
+        let stream = self.streams.get(&file.stream);
+        file.state == FileState::Ready
+            && !file.is_dirty()
+            && stream.is_none_or(|stream| stream.failure.is_none())
+    }
+
     /// Makes room for another open file.
     fn close_least_used(&mut self) {
-        let clean = |file: &SinkFile| file.state == FileState::Ready && !file.is_dirty();
-        let files = self.files.iter().filter(|(_, file)| clean(file));
+        let files = self.files.iter().filter(|(_, file)| self.is_idle(file));
         if let Some((id, _)) = files.min_by_key(|(_, file)| file.used_ms) {
             self.close_file(id);
         }
@@ -317,12 +333,17 @@ impl RouterCore {
         let past: Vec<FileId> = self
             .files
             .iter()
-            .filter(|(_, file)| file.state == FileState::Ready && !file.is_dirty())
+            .filter(|(_, file)| self.is_idle(file))
             .filter(|(_, file)| file.is_past(wall_ms, rotate_ms(file.stream)))
             .map(|(id, _)| id)
             .collect();
         for id in past {
             self.close_file(id);
+        }
+        let broken = |file: &SinkFile| file.closing && file.state == FileState::Broken;
+        let orphans = self.files.iter().filter(|(_, file)| broken(file)).map(|(id, _)| id);
+        for id in orphans.collect::<Vec<_>>() {
+            self.repair_file(id);
         }
     }
 
@@ -362,10 +383,7 @@ impl RouterCore {
             match file.state {
                 FileState::Opening => {
                     file.state = FileState::Abandoned;
-                    if let Some(stream) = self.streams.get_mut(&stream_id) {
-                        stream.files.retain(|known| *known != id);
-                        stream.current.retain(|_, known| *known != id);
-                    }
+                    self.detach_file(id);
                 }
                 FileState::Recording | FileState::Ready => self.repair_file(id),
                 FileState::Repairing | FileState::Broken | FileState::Abandoned => {}
@@ -480,6 +498,15 @@ impl RouterCore {
         let altered = (!self.altered.is_empty()).then_some(self.now.mono_ms + 1_000);
         [streams, altered].into_iter().flatten().min()
     }
+}
+
+/// The last file that a path had, out of what was left. Earlier ones were about to be complete and
+/// are, now that they were cut.
+fn take_left(left: &mut Vec<LeftFile>, stream: u32, root: &Path, base: &str) -> Option<LeftFile> {
+    let matching = |file: &mut LeftFile| {
+        (file.stream, file.root.as_path(), file.base.as_str()) == (stream, root, base)
+    };
+    left.extract_if(.., matching).max_by_key(|file| file.resume.number)
 }
 
 /// Marks a stream as failed and lengthens its next pause.

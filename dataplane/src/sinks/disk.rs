@@ -100,7 +100,7 @@ pub enum DiskOp {
         /// Its length.
         length: u64,
     },
-    /// Give back what was allocated past `length` and close.
+    /// Cut to `length`, giving back what was allocated past it, as far as that can be done; close.
     Close {
         /// Which.
         file: FileId,

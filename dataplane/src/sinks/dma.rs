@@ -246,9 +246,7 @@ impl OpenFile {
     }
 
     async fn close(self, length: u64) {
-        if self.allocated.get() > length {
-            let _ = self.handle.set_len(length);
-        }
+        plain::cut(&self.handle, length, self.allocated.get());
         if let Some(direct) = self.direct {
             let _ = direct.close().await;
         }

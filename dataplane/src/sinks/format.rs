@@ -456,11 +456,13 @@ mod tests {
         fn decimals_count_like_numbers(start in 0u64..u64::MAX - 300, negative in any::<i64>()) {
             let mut decimal = Decimal::new(start);
             for step in 0..300 {
-                prop_assert_eq!(decimal.bytes(), (start + step).to_string().as_bytes());
+                let expected = (start + step).to_string();
+                prop_assert_eq!(decimal.bytes(), expected.as_bytes());
                 decimal.increment();
             }
             let signed = Decimal::signed(negative);
-            prop_assert_eq!(signed.bytes(), negative.to_string().as_bytes());
+            let expected = negative.to_string();
+            prop_assert_eq!(signed.bytes(), expected.as_bytes());
         }
 
         #[test]

@@ -1,9 +1,8 @@
 //! Creates and opens sink files, never outside their stream's directory.
 //!
 //! Each component below the directory is opened from its parent without following symbolic links,
-//! so that nobody who can write there leads a stream elsewhere. A name that is taken by a file
-//! with content, a link or a device is left alone and the next rotation number is tried: a stream
-//! appends only to files of its own, known by their checkpoint.
+//! so that nobody who can write there leads a stream elsewhere. A name that is taken is left alone
+//! and the next rotation number is tried: a stream appends only to files that it made itself.
 
 use std::fs::File;
 use std::io;
@@ -39,7 +38,7 @@ pub fn open(open: &OpenFile, durable: bool) -> io::Result<(File, Opened)> {
     for number in open.number..open.number.saturating_add(NUMBERS_MAX) {
         let path = numbered(&open.base, number);
         let name = path.rfind('/').map_or(&path[..], |slash| &path[slash + 1..]);
-        let Some(file) = create_empty(&directory, name)? else { continue };
+        let Some(file) = create_new(&directory, name)? else { continue };
         if durable {
             rustix::fs::fsync(&directory)?;
         }
@@ -124,17 +123,15 @@ fn make_directories(root: &Path, folder: &str, durable: bool) -> io::Result<Owne
     Ok(directory)
 }
 
-/// A new or still empty file, or `None` when the name is taken by something else.
-fn create_empty(directory: &OwnedFd, name: &str) -> io::Result<Option<File>> {
-    use rustix::io::Errno;
-    let flags = file_flags() | OFlags::CREATE;
-    let file = match rustix::fs::openat(directory, name, flags, Mode::from_raw_mode(FILE_MODE)) {
-        Ok(file) => File::from(file),
-        Err(Errno::LOOP | Errno::ISDIR | Errno::NXIO) => return Ok(None),
-        Err(error) => return Err(error.into()),
-    };
-    let metadata = file.metadata()?;
-    Ok((metadata.is_file() && metadata.len() == 0).then_some(file))
+/// A new file, or `None` when the name is taken. An empty file counts, too: another stream may be
+/// about to write to it.
+fn create_new(directory: &OwnedFd, name: &str) -> io::Result<Option<File>> {
+    let flags = file_flags() | OFlags::CREATE | OFlags::EXCL;
+    match rustix::fs::openat(directory, name, flags, Mode::from_raw_mode(FILE_MODE)) {
+        Ok(file) => Ok(Some(File::from(file))),
+        Err(rustix::io::Errno::EXIST) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 #[cfg(test)]
@@ -151,12 +148,12 @@ mod tests {
         let open_one = || open(&want(root.path(), "d/e/x.log"), true).unwrap();
         let (file, opened) = open_one();
         assert_eq!((opened.path.as_str(), opened.length), ("d/e/x.log", 0));
-        assert_eq!(open_one().1.path, "d/e/x.log", "an empty file is taken over");
-        file.write_all_at(b"mine", 0).unwrap();
-        std::os::unix::fs::symlink("/etc/passwd", root.path().join("d/e/x.1.log")).unwrap();
-        std::fs::create_dir(root.path().join("d/e/x.2.log")).unwrap();
+        assert_eq!(open_one().1.path, "d/e/x.1.log", "even an empty file is taken");
+        drop(file);
+        std::os::unix::fs::symlink("/etc/passwd", root.path().join("d/e/x.2.log")).unwrap();
+        std::fs::create_dir(root.path().join("d/e/x.3.log")).unwrap();
         let (_, opened) = open_one();
-        assert_eq!((opened.path.as_str(), opened.number), ("d/e/x.3.log", 3));
+        assert_eq!((opened.path.as_str(), opened.number), ("d/e/x.4.log", 4));
     }
 
     #[test]

@@ -79,6 +79,14 @@ pub fn truncate(file: &File, length: u64) -> io::Result<Vec<u8>> {
     place::tail(file, length)
 }
 
+/// Cuts a file before it is closed. If that fails, its checkpoint has it cut at the next start.
+pub fn cut(file: &File, length: u64, allocated: u64) {
+    let longer = file.metadata().is_ok_and(|metadata| metadata.len() > length);
+    if longer || allocated > length {
+        let _ = file.set_len(length);
+    }
+}
+
 /// The checkpoint log as an ordinary file.
 #[derive(Debug)]
 pub struct LogFile {
@@ -215,10 +223,8 @@ impl PlainDisk {
                 DiskDone::Probed(file, self.with(file, probe))
             }
             DiskOp::Close { file, length } => {
-                if let Some(open) = self.files.remove(&file)
-                    && open.allocated > length
-                {
-                    let _ = open.file.set_len(length);
+                if let Some(open) = self.files.remove(&file) {
+                    cut(&open.file, length, open.allocated);
                 }
                 DiskDone::Closed(file)
             }
