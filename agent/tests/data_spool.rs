@@ -353,18 +353,15 @@ fn a_lane_that_gave_everything_keeps_its_history() {
         let dir = tempfile::tempdir().unwrap();
         let config = SpoolConfig { max_bytes: 4 << 20, lane_max_bytes: 4 << 20, ..config() };
         let spool = open(dir.path(), 1, &config);
-        push(&spool, 7, "gone").await;
+        push(&spool, 7, &noise(1, 62_000)).await;
         spool.mark(7, b"key", b"value").unwrap();
         spool.flush(7);
         let epoch = spool.epoch_to_send(7).unwrap();
-        // Many small lanes of inputs that can wait: lane 7 is the one that can lose records.
+        // Many lanes of one batch each; lane 7 is the largest by a little.
         let mut lane = 8;
         while spool.depth(7).unwrap().records > 0 {
             lane += 1;
-            spool.push(Input::Emit, lane, 1, noise(lane.into(), 60_000).as_bytes()).unwrap();
-            let receipt = spool.receipt(lane);
-            spool.flush(lane);
-            receipt.await.unwrap();
+            push(&spool, lane, &noise(lane.into(), 60_000)).await;
             assert!(lane < 500);
         }
         spool.close(Duration::from_secs(5)).await;

@@ -116,7 +116,8 @@ impl State {
         let room = self.read_ahead_bytes <= READ_AHEAD_TOTAL_BYTES;
         let Some(lane) = self.lanes.get_mut(&data_id) else { return };
         let Some(Writing { header, frame, bytes }) = lane.writing.pop_front() else { return };
-        self.queued_bytes = self.queued_bytes.saturating_sub(bytes);
+        self.queued_bytes -= bytes;
+        lane.writing_bytes -= bytes;
         let records = header.as_ref().map_or(0, |header| u64::from(header.record_count));
         let end = header.as_ref().map_or(0, |header| header.end().0);
         let before = lane.index.end();
@@ -135,6 +136,7 @@ impl State {
         if let Some(lane) = self.lanes.get_mut(&data_id) {
             lane.tell_waiters();
         }
+        self.count_total();
     }
 }
 

@@ -37,6 +37,8 @@ pub(super) struct Lane {
     /// The segment that appends go to and its bytes once everything on its way is written.
     pub active: Option<(SegmentId, u64)>,
     pub writing: VecDeque<Writing>,
+    /// Bytes of all of `writing`.
+    pub writing_bytes: u64,
     pub waiters: VecDeque<Waiter>,
     /// Entries sealed so far; the number of the entry that is being filled.
     pub entries: u64,
@@ -131,6 +133,7 @@ impl Lane {
             index,
             active: None,
             writing: VecDeque::new(),
+            writing_bytes: 0,
             waiters: VecDeque::new(),
             entries: 0,
             held: None,
@@ -149,7 +152,7 @@ impl Lane {
 
     /// Bytes on disk and on the way there.
     pub fn bytes(&self) -> u64 {
-        self.index.bytes() + self.writing.iter().map(|writing| writing.bytes).sum::<u64>()
+        self.index.bytes() + self.writing_bytes
     }
 
     /// The sequence of the first record of the batch that is being filled.
@@ -177,10 +180,7 @@ impl Lane {
 
     /// Nothing in it that a server or an input still needs.
     pub fn is_idle(&self) -> bool {
-        self.filling.is_empty()
-            && self.writing.is_empty()
-            && self.waiters.is_empty()
-            && self.index.depth().0 == 0
+        self.filling.is_empty() && self.writing.is_empty() && self.index.depth().0 == 0
     }
 }
 

@@ -94,6 +94,9 @@ pub enum Refusal {
     /// The disk does not keep up or is full.
     #[error("the disk of the spool is full or too slow; free space or look at the disk")]
     Disk,
+    /// No room for inputs that can wait; see [`Spool::has_room`].
+    #[error("the spool is full until a server has taken some of it")]
+    Full,
     /// Larger than [`RECORD_BYTES_MAX`].
     #[error("a record has at most {RECORD_BYTES_MAX} bytes")]
     TooLarge,
@@ -172,6 +175,8 @@ struct State {
     read_ahead_bytes: u64,
     /// The disk refuses writes.
     refused: bool,
+    /// Bytes of all lanes on disk and on the way there, brought up to date by what changes them.
+    total_bytes: u64,
     touched: VecDeque<u32>,
     /// Deadlines of batches that are being filled: (monotonic ms, data id, entry).
     linger: VecDeque<(u64, u32, u64)>,
@@ -248,7 +253,7 @@ impl Spool {
             .stack_size(256 * 1024)
             .spawn(move || disk.run())
             .map_err(folder)?;
-        let state = State {
+        let mut state = State {
             agent,
             linger_ms: config.linger_ms.into(),
             bounds,
@@ -259,11 +264,13 @@ impl Spool {
             filling_bytes: 0,
             read_ahead_bytes: 0,
             refused: false,
+            total_bytes: 0,
             touched,
             linger: VecDeque::new(),
             ack_note_at_ms: None,
             dropped: 0,
         };
+        state.count_total();
         Ok(Rc::new(Spool {
             state: RefCell::new(state),
             done: RefCell::new(Some(done)),
@@ -386,8 +393,11 @@ impl State {
         self.lane_mut(data_id)?;
         let refusal = if value.len() > RECORD_BYTES_MAX {
             Some((Refusal::TooLarge, "too_large"))
+        } else if self.stalled() {
+            Some((Refusal::Disk, "disk"))
         } else {
-            self.stalled().then_some((Refusal::Disk, "disk"))
+            let full = !lossy && !self.has_room(data_id, value.len() as u64);
+            full.then_some((Refusal::Full, "full"))
         };
         if let Some((refusal, reason)) = refusal {
             if lossy {
@@ -540,7 +550,9 @@ impl State {
         lane.active = Some((segment, used + bytes));
         lane.entries += 1;
         lane.writing.push_back(Writing { header, frame, bytes });
+        lane.writing_bytes += bytes;
         self.queued_bytes += bytes;
+        self.count_total();
         self.ask(Request::Append(append));
     }
 

@@ -128,6 +128,7 @@ impl Spool {
         for segment in removed {
             state.ask(Request::Remove { data_id, segment });
         }
+        state.count_total();
         if state.ack_note_at_ms.is_none() {
             state.ack_note_at_ms = Some(crate::clock::now_ms() + ACK_NOTE_MS);
             self.due.notify_one();

@@ -13,10 +13,14 @@ use super::index::{Dropped, Position};
 use super::lane::Lane;
 use super::{LANE_IDLE_MS, LANES_MAX, Spool, State, new_epoch};
 
+/// Nearly every record is smaller.
+const USUAL_RECORD_BYTES: u64 = 4 * 1024;
+
 impl Spool {
-    /// Whether an input that can wait may push to the lane now.
+    /// Whether an input that can wait may push a record of usual size to the lane now. Each push
+    /// asks again for its own size: what it takes displaces nothing.
     pub fn has_room(&self, data_id: u32) -> bool {
-        self.state.borrow().has_room(data_id)
+        self.state.borrow().has_room(data_id, USUAL_RECORD_BYTES)
     }
 
     /// Returns when [`Spool::has_room`] may have become true.
@@ -29,7 +33,7 @@ impl Spool {
         let mut state = self.state.borrow_mut();
         if let Some(lane) = state.lanes.get_mut(&data_id) {
             if lane.held.is_none() && held.is_some() {
-                lane.held_keep_bytes = lane.bytes();
+                lane.held_keep_bytes = lane.bytes() + lane.filling.raw_bytes() as u64;
             }
             lane.held = held;
         }
@@ -46,20 +50,26 @@ impl Spool {
 }
 
 impl State {
-    fn has_room(&self, data_id: u32) -> bool {
+    /// Raw bytes of batches that are being filled count in full: they may not compress.
+    pub(super) fn has_room(&self, data_id: u32, bytes: u64) -> bool {
         let most = |bound: u64| bound - bound / 8;
         let lane_room = match self.lanes.get(&data_id) {
-            Some(lane) => lane.bytes() < most(self.limit_of(lane)),
+            // A record larger than the lane's bound goes alone.
+            Some(lane) if lane.is_idle() => true,
+            Some(lane) => {
+                let filling = lane.filling.raw_bytes() as u64;
+                lane.bytes() + filling + bytes < most(self.limit_of(lane))
+            }
             None => self.lanes.len() < LANES_MAX,
         };
-        lane_room
-            && !self.refused
-            && !self.stalled()
-            && self.total_bytes() < most(self.bounds.total_bytes)
+        let total = self.total_bytes + self.filling_bytes as u64 + bytes;
+        lane_room && !self.refused && !self.stalled() && total < most(self.bounds.total_bytes)
     }
 
-    fn total_bytes(&self) -> u64 {
-        self.queued_bytes + self.lanes.values().map(|lane| lane.index.bytes()).sum::<u64>()
+    /// To be called after what changes the bytes of a lane.
+    pub(super) fn count_total(&mut self) {
+        let on_disk: u64 = self.lanes.values().map(|lane| lane.index.bytes()).sum();
+        self.total_bytes = self.queued_bytes + on_disk;
     }
 
     fn limit_of(&self, lane: &Lane) -> u64 {
@@ -75,7 +85,7 @@ impl State {
         while let Some(lane) = self.lanes.get(&data_id) {
             let (victim, reason) = if lane.bytes() + bytes > self.limit_of(lane) {
                 (data_id, if lane.held.is_some() { "held" } else { "lane_full" })
-            } else if self.total_bytes() + bytes > self.bounds.total_bytes {
+            } else if self.total_bytes + bytes > self.bounds.total_bytes {
                 (self.victim(data_id), "spool_full")
             } else {
                 break;
@@ -95,7 +105,8 @@ impl State {
             |lane: &&Lane| lane.held.is_some() && lane.index.bytes() > self.bounds.held_bytes;
         let size = |lane: &&Lane| lane.index.bytes();
         let fair = self.bounds.total_bytes / (self.lanes.len().max(1) as u64);
-        let wants = self.lanes.get(&wanting).filter(|lane| lane.index.bytes() >= fair);
+        let wants = self.lanes.get(&wanting);
+        let wants = wants.filter(|lane| lane.lossy && lane.index.bytes() >= fair);
         let largest = |only_lossy: bool| {
             self.lanes.values().filter(|lane| lane.lossy || !only_lossy).max_by_key(size)
         };
@@ -166,6 +177,7 @@ impl State {
         if let Some(lane) = self.lanes.get_mut(&data_id) {
             lane.show_depth();
         }
+        self.count_total();
         self.touch(data_id);
     }
 }

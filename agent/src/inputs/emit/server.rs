@@ -160,7 +160,7 @@ impl Emitters {
             let now_ms = crate::clock::wall_ms();
             match self.spool.push(Input::Emit, data_id, now_ms, record) {
                 Ok(()) => return Ok(()),
-                Err(Refusal::Disk) => self.spool.room().await,
+                Err(Refusal::Disk | Refusal::Full) => self.spool.room().await,
                 Err(refusal) => return Err(End::Refused(refusal.to_string())),
             }
         }

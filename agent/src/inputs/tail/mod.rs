@@ -147,7 +147,7 @@ async fn push(spool: &Spool, chunk: &Chunk) -> Result<(), Refusal> {
         loop {
             match spool.push_marked(Input::Tail, chunk.data_id, now_ms, line, mark) {
                 Ok(()) => break,
-                Err(Refusal::Disk) => spool.room().await,
+                Err(Refusal::Disk | Refusal::Full) => spool.room().await,
                 Err(refusal) => return Err(refusal),
             }
         }
