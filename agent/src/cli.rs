@@ -146,8 +146,18 @@ struct EmitArgs {
 
 /// Runs what the command line says.
 pub fn main() -> ExitCode {
+    if let Some(home) = std::env::var_os(supervisor::SUPERVISE_VARIABLE) {
+        return finish(supervisor::run(&Home::new(home)).map_err(Into::into));
+    }
     match dispatch(Cli::parse().command) {
         Ok(code) => code,
+        Err(error) => finish(Err(error)),
+    }
+}
+
+fn finish(result: anyhow::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("skein-agent: {error:#}");
             ExitCode::FAILURE
@@ -183,11 +193,10 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
 fn run(path: &std::path::Path) -> anyhow::Result<()> {
     let home = Home::new(path);
     // Told here, where somebody reads it, rather than by a worker that is started again and again.
-    let (config, _) = Config::load(&home.config())?;
+    Config::load(&home.config())?;
     Identity::load(&home.identity())?;
     let home = Home::create(path).with_context(|| format!("cannot use {}", path.display()))?;
-    skein_observe::init_logging("supervisor", config.log_json);
-    Ok(supervisor::run(&home)?)
+    Err(supervisor::become_supervisor(&home)).context("cannot start the supervisor")
 }
 
 fn run_worker(home: &Home) -> ExitCode {

@@ -1,12 +1,15 @@
 //! The process that people and init systems see: it keeps one worker running and does nothing
 //! else, so that there is nothing in it to fail. No runtime, no sockets, one thread.
 //!
-//! Scripts' runners are not its children and survive it.
+//! Scripts' runners are not its children and survive it. `skein-agent run` checks what a person
+//! can get wrong and then executes the program anew as supervisor ([`become_supervisor`]), so that
+//! no page of configuration, logging or command line stays in the memory of a process that waits.
 
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::Duration;
@@ -26,6 +29,9 @@ const END_TIME_MS: u64 = 15_000;
 /// A worker that ends with this code needs a person: starting it again would not help.
 pub const EXIT_CONFIG: i32 = 78;
 
+/// Holds HOME for a process that is to be the supervisor.
+pub const SUPERVISE_VARIABLE: &str = "SKEIN_AGENT_SUPERVISE";
+
 /// Why the agent cannot run.
 #[derive(Debug, thiserror::Error)]
 pub enum SupervisorError {
@@ -38,6 +44,17 @@ pub enum SupervisorError {
     /// The worker found that it cannot work.
     #[error("the worker cannot start; its message is above")]
     Worker,
+}
+
+/// Executes this program anew, with the same arguments and pid; returns only if that fails.
+pub fn become_supervisor(home: &Home) -> io::Error {
+    let program = match std::env::current_exe() {
+        Ok(program) => program,
+        Err(error) => return error,
+    };
+    let mut arguments = std::env::args_os();
+    let name = arguments.next().unwrap_or_else(|| "skein-agent".into());
+    Command::new(program).arg0(name).args(arguments).env(SUPERVISE_VARIABLE, home.root()).exec()
 }
 
 /// Runs workers until somebody asks for the end.
@@ -63,7 +80,9 @@ pub fn run(home: &Home) -> Result<(), SupervisorError> {
                     backoff.reset();
                 }
                 let pause = backoff.next_delay(clock::jitter());
-                tracing::error!(?code, again_ms = pause, "the worker ended; starting another");
+                let how = code.map_or("by a signal".to_owned(), |code| format!("with code {code}"));
+                // Plain text: logging would be most of this process.
+                eprintln!("supervisor: the worker ended {how}; another starts in {pause} ms");
                 if asked_within(&mut signals, pause) {
                     break;
                 }
@@ -101,7 +120,12 @@ fn claim(path: &Path) -> Result<File, SupervisorError> {
 
 /// Starts a worker from the binary as it lies on the disk now, which an upgrade may have replaced.
 fn start(home: &Home) -> io::Result<Child> {
-    Command::new(std::env::current_exe()?).arg("worker").arg("--home").arg(home.root()).spawn()
+    Command::new(std::env::current_exe()?)
+        .env_remove(SUPERVISE_VARIABLE)
+        .arg("worker")
+        .arg("--home")
+        .arg(home.root())
+        .spawn()
 }
 
 /// Waits until the worker has ended.

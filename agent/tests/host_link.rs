@@ -369,3 +369,42 @@ fn an_offer_says_what_the_file_is_or_why_not() {
     assert_eq!((good.size_bytes, good.name.as_str(), good.root.len()), (100_000, "f.txt", 32));
     assert!(offer(2).error.contains("path rules"));
 }
+
+// ------------------------------------------------------------------------ costs
+
+/// Nanoseconds of CPU time that a process's threads have used.
+fn cpu_ns(pid: u32) -> u64 {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let used = threads.flatten().map(|thread| {
+        let text = std::fs::read_to_string(thread.path().join("schedstat")).unwrap_or_default();
+        text.split(' ').next().and_then(|ns| ns.parse::<u64>().ok()).unwrap_or(0)
+    });
+    used.sum()
+}
+
+fn rss_kib(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.split_ascii_whitespace().next().unwrap().parse().unwrap()
+}
+
+/// The promise is 12 MiB and 0.1 % of a core for both processes together. Private memory would be
+/// less: the two share their program's pages.
+#[test]
+fn a_quiet_agent_costs_next_to_nothing() {
+    let server = Server::start();
+    let temp = tempfile::tempdir().unwrap();
+    server.enrol(temp.path());
+    let agent = Agent::start(temp.path());
+    wait_until("a session", || server.shared.sessions.load(Ordering::SeqCst) == 1);
+    let pids = [agent.child.id(), agent.worker_pid().unwrap()];
+    // Threads that helped at the start end after two quiet seconds.
+    std::thread::sleep(Duration::from_secs(3));
+    let used = || pids.iter().map(|pid| cpu_ns(*pid)).sum::<u64>();
+    let (before, began) = (used(), std::time::Instant::now());
+    std::thread::sleep(Duration::from_secs(10));
+    let share = (used() - before) as f64 / began.elapsed().as_nanos() as f64;
+    let rss = pids.map(rss_kib);
+    println!("idle: {:.4} % of a core, {rss:?} KiB resident", share * 100.0);
+    assert!(share < 0.001, "{:.3} % of a core", share * 100.0);
+}
