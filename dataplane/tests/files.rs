@@ -15,7 +15,7 @@ use skein_filemesh::core::link::Have;
 use skein_filemesh::core::manifest::Manifest;
 use skein_filemesh::core::peer_wire::{Handshake, info_hash, peer_id};
 use skein_filemesh::core::seeder::{Pull, Seeder};
-use skein_filemesh::engine::{HashedFile, SeedFile, hash_file};
+use skein_filemesh::engine::{HashedFile, LeafFile, SeedFile, hash_file};
 use skein_wire::fleet::v1 as fleet;
 use skein_wire::fleet::v1::{from_data, to_data};
 use skein_wire::hello::{ChannelKind, HelloStatus};
@@ -198,5 +198,12 @@ fn a_file_of_an_agent_lands_in_the_cache() {
     let from_data::Kind::Fetch(fetched) = fetched else { unreachable!() };
     assert_eq!((fetched.error.as_str(), fetched.bytes), ("", bytes.len() as u64));
     assert!(fs::read(&target).unwrap() == bytes);
+    // Its leaves came with it: it can be served without being hashed again.
+    let kept = LeafFile::open(&target.with_extension("leaves")).unwrap();
+    assert_eq!(kept.tree().root(), hashed.manifest.root);
+    let agents = ["m1"];
+    announce(&mut control, &target, &hashed.manifest, &agents);
+    let fetched = leech(&mut open(&server, "m1"), "m1", &hashed.manifest);
+    assert!(fetched == Ok(bytes));
     server.process.stop().unwrap();
 }

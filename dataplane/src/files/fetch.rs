@@ -4,13 +4,19 @@
 use std::fs;
 use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use skein_filemesh::core::bitfield::Bitfield;
 use skein_filemesh::core::manifest::Manifest;
+use skein_filemesh::core::merkle::Hash;
 use skein_filemesh::core::peer_wire::info_hash;
-use skein_filemesh::engine::{Attributes, FileError, Owner, PartialFile, TargetDir};
+use skein_filemesh::engine::{
+    Attributes, FileError, LeafFileWriter, Owner, PartialFile, TargetDir,
+};
 use skein_wire::fleet::v1 as fleet;
 use skein_wire::ids::{AgentId, TransferId};
+
+use super::seed::leaves_path;
 
 /// What control ordered.
 #[derive(Debug)]
@@ -47,12 +53,15 @@ impl FetchOrder {
     /// Opens the partial file, allocating its space. Blocks: file threads only.
     pub fn open(&self) -> Result<FetchDisk, OpenError> {
         let (dir, state_dir, name) = self.place().map_err(OpenError::Failed)?;
-        PartialFile::open(dir, name, &self.transfer, &self.manifest, &state_dir)
-            .map(|file| FetchDisk { file })
+        let file = PartialFile::open(dir, name, &self.transfer, &self.manifest, &state_dir)
             .map_err(|error| match error {
                 FileError::Busy { .. } => OpenError::Busy,
                 other => OpenError::Failed(other.to_string()),
-            })
+            })?;
+        let leaves = LeafFileWriter::create(&leaves_path(&self.path))
+            .map_err(|error| OpenError::Failed(error.to_string()))?;
+        let has_leaves = Bitfield::new(self.manifest.geometry.piece_count());
+        Ok(FetchDisk { file, leaves, has_leaves, manifest: self.manifest.clone() })
     }
 
     fn place(&self) -> Result<(TargetDir, PathBuf, &[u8]), String> {
@@ -78,10 +87,20 @@ pub enum OpenError {
 #[derive(Debug)]
 pub struct FetchDisk {
     file: PartialFile,
+    leaves: LeafFileWriter,
+    /// Pieces whose leaves are in the sidecar.
+    has_leaves: Bitfield,
+    manifest: Manifest,
 }
 
-/// Proved bytes of a buffer, each with its place in the file.
-pub type WriteJob = Vec<(u64, Range<usize>)>;
+/// What is proved and goes to the disk.
+#[derive(Debug, Default)]
+pub struct WriteJob {
+    /// Bytes of a buffer, each range with its place in the file.
+    pub blocks: Vec<(u64, Range<usize>)>,
+    /// Leaves of pieces.
+    pub leaves: Vec<(u32, Arc<[Hash]>)>,
+}
 
 impl FetchDisk {
     /// Blocks that an earlier run claims to have written.
@@ -89,10 +108,15 @@ impl FetchDisk {
         self.file.claimed()
     }
 
-    /// Writes; the answer is how many bytes. Blocks: file threads only.
-    pub fn write(&mut self, buffer: &[u8], writes: &WriteJob) -> Result<u64, String> {
+    /// Writes; the answer is how many bytes of the file. Blocks: file threads only.
+    pub fn write(&mut self, buffer: &[u8], job: &WriteJob) -> Result<u64, String> {
+        for (piece, leaves) in &job.leaves {
+            let put = self.leaves.put(&self.manifest.geometry, *piece, leaves);
+            put.map_err(|e| e.to_string())?;
+            self.has_leaves.set(*piece);
+        }
         let mut bytes = 0;
-        for (offset, data) in writes {
+        for (offset, data) in &job.blocks {
             self.file.write_at(*offset, &buffer[data.clone()]).map_err(|e| e.to_string())?;
             bytes += data.len() as u64;
         }
@@ -106,10 +130,18 @@ impl FetchDisk {
         self.file.append_at(range.start, bytes, &mut data).ok().map(|()| data)
     }
 
-    /// Completes the file: flushed, renamed. Blocks: file threads only.
-    pub fn finish(self) -> Result<(), String> {
+    /// Completes the file: flushed, renamed, and its leaves with it if all came. Blocks: file
+    /// threads only.
+    pub fn finish(self, layer: Option<Vec<Hash>>) -> Result<(), String> {
         let owner = Owner { uid: None, gid: None };
         let attributes = Attributes { mode: 0o600, owner, mtime_ms: None };
-        self.file.finish(&attributes).map(|_| ()).map_err(|e| e.to_string())
+        let stamp = self.file.finish(&attributes).map_err(|e| e.to_string())?;
+        let one_block = self.manifest.geometry.block_count() == 1; // its root is its leaf
+        if let Some(layer) = layer.filter(|_| one_block || self.has_leaves.is_full())
+            && let Err(error) = self.leaves.finish(&self.manifest, layer, &stamp)
+        {
+            tracing::warn!(%error, "no leaves are kept; the file is hashed when it is served");
+        }
+        Ok(())
     }
 }

@@ -37,11 +37,9 @@ pub struct OpenSeed {
     pub leaves: LeafFile,
 }
 
-/// Where the leaves of a cached file are kept: beside it.
+/// Where the leaves of a cached file are kept, by control as well: beside it.
 pub fn leaves_path(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".leaves");
-    PathBuf::from(name)
+    path.with_extension("leaves")
 }
 
 impl SeedOffer {

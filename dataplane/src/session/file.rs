@@ -9,6 +9,7 @@ use std::sync::Arc;
 use skein_filemesh::core::download::Download;
 use skein_filemesh::core::leecher::{Action, Leecher, LeecherOptions};
 use skein_filemesh::core::link::Have;
+use skein_filemesh::core::merkle::Hash;
 use skein_filemesh::core::peer_wire::{HANDSHAKE_BYTES, Handshake, peer_id};
 use skein_filemesh::core::seeder::{Pull, Seeder};
 use skein_wire::ids::AgentId;
@@ -50,6 +51,8 @@ struct FetchRun {
     leecher: Leecher,
     /// Here unless a disk job has it.
     disk: Option<Box<FetchDisk>>,
+    /// Proved leaves that go to the disk with the next blocks.
+    leaves: Vec<(u32, Arc<[Hash]>)>,
     done: bool,
 }
 
@@ -176,7 +179,7 @@ impl FileState {
         let options = LeecherOptions { peer_name, ..LeecherOptions::default() };
         let leecher = Leecher::accept(download, ours, &theirs, options, ctx.now_ms)
             .map_err(|_| CloseReason::Malformed)?;
-        let run = FetchRun { order, leecher, disk: Some(disk), done: false };
+        let run = FetchRun { order, leecher, disk: Some(disk), leaves: Vec::new(), done: false };
         self.phase = Phase::Fetch(Box::new(run));
         Ok(())
     }
@@ -285,12 +288,12 @@ impl FetchRun {
         used: usize,
         ctx: &mut Ctx<'_>,
     ) -> Result<(), CloseReason> {
-        let mut writes: WriteJob = Vec::new();
+        let mut blocks = Vec::new();
         let mut done = false;
         for action in actions {
             match action {
-                Action::Write { offset, data } => writes.push((offset, data)),
-                Action::Leaves { .. } => {} // the seed that follows hashes what is on disk
+                Action::Write { offset, data } => blocks.push((offset, data)),
+                Action::Leaves { piece, leaves } => self.leaves.push((piece, leaves)),
                 Action::Done => done = true,
                 Action::Failed(failure) => {
                     tracing::warn!(transfer = %self.order.transfer, %failure, "fetch broke off");
@@ -302,21 +305,27 @@ impl FetchRun {
                 }
             }
         }
-        if writes.is_empty() {
+        if blocks.is_empty() {
             input.drain(..used);
         } else if let Some(mut disk) = self.disk.take() {
             // The buffer goes to the disk as it is; what is left of it starts the next one.
             let rest = input.split_off(used);
             let buffer = std::mem::replace(input, rest);
+            let job = WriteJob { blocks, leaves: std::mem::take(&mut self.leaves) };
             submit(ctx, move || {
-                let result = disk.write(&buffer, &writes);
+                let result = disk.write(&buffer, &job);
                 FileMail::Wrote { disk, buffer, result }
             })?;
         }
         if done {
             self.done = true;
-            let disk = self.disk.take().ok_or(CloseReason::Internal)?;
-            submit(ctx, move || FileMail::Finished(disk.finish()))?;
+            let mut disk = self.disk.take().ok_or(CloseReason::Internal)?;
+            let rest = WriteJob { blocks: Vec::new(), leaves: std::mem::take(&mut self.leaves) };
+            let layer = self.leecher.download().hashes().whole_layer();
+            submit(ctx, move || {
+                let written = disk.write(&[], &rest);
+                FileMail::Finished(written.and_then(|_| disk.finish(layer)))
+            })?;
         }
         Ok(())
     }
