@@ -17,6 +17,9 @@ mod mail;
 mod slab;
 mod wheel;
 
+#[cfg(test)]
+mod tests;
+
 pub use budget::Budget;
 pub use core::{AcceptRefused, STALL_MS, Shard};
 pub use mail::{Delivery, ShardMail};

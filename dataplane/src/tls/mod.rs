@@ -14,4 +14,4 @@ pub use identity::{IdentityError, PeerIdentity};
 pub use session::{Flow, Received, TLS_RECORD_BYTES_MAX, TlsError, TlsSession};
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

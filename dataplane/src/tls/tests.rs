@@ -12,14 +12,14 @@ use rustls::{ClientConfig, ClientConnection, ConfigBuilder, RootCertStore};
 use super::*;
 
 /// A certificate authority with a server and a client that it certified.
-struct Pki {
-    acceptor: TlsAcceptor,
+pub(crate) struct Pki {
+    pub(crate) acceptor: TlsAcceptor,
     roots: Arc<RootCertStore>,
     issuer: CertifiedIssuer<'static, KeyPair>,
 }
 
 impl Pki {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
@@ -31,7 +31,7 @@ impl Pki {
         Self { acceptor, roots: Arc::new(roots), issuer }
     }
 
-    fn client(&self, agent: Option<&str>) -> ClientConnection {
+    pub(crate) fn client(&self, agent: Option<&str>) -> ClientConnection {
         match agent {
             Some(agent) => self.client_with(leaf(&self.issuer, agent, "a.agent.skein")),
             None => connect(self.builder().with_no_client_auth()),
@@ -93,7 +93,7 @@ fn deliver_with(session: &mut TlsSession, bytes: &[u8], flow: Flow) -> Heard {
     Heard { result, plain, out }
 }
 
-fn sent(client: &mut ClientConnection) -> Vec<u8> {
+pub(crate) fn sent(client: &mut ClientConnection) -> Vec<u8> {
     let mut bytes = Vec::new();
     while client.wants_write() {
         client.write_tls(&mut bytes).unwrap();
@@ -101,7 +101,7 @@ fn sent(client: &mut ClientConnection) -> Vec<u8> {
     bytes
 }
 
-fn hear(client: &mut ClientConnection, mut bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn hear(client: &mut ClientConnection, mut bytes: &[u8]) -> Vec<u8> {
     let mut plain = Vec::new();
     while !bytes.is_empty() {
         client.read_tls(&mut bytes).unwrap();

@@ -1,0 +1,212 @@
+//! A whole shard in memory: sessions over real TLS, time given by the test.
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+
+use bytes::Bytes;
+use rustls::ClientConnection;
+use skein_wire::frame;
+use skein_wire::hello::{ChannelKind, HELLO_BYTES, Hello, HelloAck, HelloStatus};
+use skein_wire::ids::{AgentId, Instance};
+use skein_wire::limits::{PRE_AUTH_BYTES_MAX, PRE_AUTH_TIME_MS, SIGNAL_MESSAGE_BYTES_MAX};
+use skein_wire::prost::Message;
+use skein_wire::signal::v1::{
+    AgentMessage, Heartbeat, Ping, ServerMessage, agent_message, server_message,
+};
+
+use super::*;
+use crate::directory::Directory;
+use crate::files::{FilePool, FileService};
+use crate::fleet::FleetLink;
+use crate::limits::SIGNAL_OUT_BYTES_MAX;
+use crate::router::{self, DiskChoice, Limits, RouterConfig};
+use crate::session::{Liveness, Shared};
+use crate::tls::tests::{Pki, hear, sent};
+
+struct World {
+    shard: Shard,
+    shared: Arc<Shared>,
+    pki: Pki,
+    now_ms: u64,
+    _mailbox: flume::Receiver<ShardMail>,
+    _link: FleetLink,
+    _dir: tempfile::TempDir,
+}
+
+struct Peer {
+    key: ConnKey,
+    client: ClientConnection,
+    heard: Vec<u8>,
+}
+
+impl World {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let (mail, mailbox) = flume::bounded(64);
+        let (link, fleet) = FleetLink::new();
+        let config = RouterConfig {
+            workers: 1,
+            checkpoints: dir.path().to_owned(),
+            queue_bytes: 1 << 20,
+            disk: DiskChoice::Plain,
+            limits: Limits::default(),
+        };
+        let router = router::start(config, vec![mail.clone()], flume::bounded(64).0).unwrap();
+        let pool = FilePool::start(1).unwrap();
+        let shared = Arc::new(Shared {
+            directory: Arc::new(Directory::default()),
+            files: FileService::new(pool, fleet.clone(), vec![mail.clone()]),
+            fleet,
+            router: router.handle.clone(),
+            shards: vec![mail],
+            liveness: Liveness::default(),
+            draining: AtomicBool::new(false),
+            session_ids: AtomicU64::new(1),
+        });
+        let pki = Pki::new();
+        let shard = Shard::new(0, shared.clone(), pki.acceptor.clone(), 100, 0);
+        Self { shard, shared, pki, now_ms: 0, _mailbox: mailbox, _link: link, _dir: dir }
+    }
+
+    fn connect(&mut self, agent: Option<&str>) -> Peer {
+        let key = self.shard.accept(SocketAddr::from(([127, 0, 0, 1], 1))).unwrap();
+        Peer { key, client: self.pki.client(agent), heard: Vec::new() }
+    }
+
+    fn open(&mut self, kind: ChannelKind, agent: &str) -> Peer {
+        let mut peer = self.connect(Some(agent));
+        self.exchange(&mut peer);
+        let hello = Hello::new(kind, Instance([1; 16]));
+        peer.client.writer().write_all(&hello.encode()).unwrap();
+        self.exchange(&mut peer);
+        let ack: Vec<u8> = peer.heard.drain(..HELLO_BYTES).collect();
+        let ack = HelloAck::decode(ack[..].try_into().unwrap()).unwrap();
+        assert_eq!(ack.status, HelloStatus::Ok);
+        peer
+    }
+
+    /// Gives the shard bytes as a socket would; the answer is how many it took.
+    fn give(&mut self, key: ConnKey, bytes: &[u8]) -> usize {
+        let mut given = 0;
+        while given < bytes.len()
+            && let Some(room) = self.shard.lend(key)
+        {
+            let now = room.len().min(bytes.len() - given);
+            room[..now].copy_from_slice(&bytes[given..given + now]);
+            self.shard.received(key, now);
+            given += now;
+        }
+        given
+    }
+
+    /// Moves bytes both ways until both are silent.
+    fn exchange(&mut self, peer: &mut Peer) {
+        loop {
+            let up = sent(&mut peer.client);
+            self.give(peer.key, &up);
+            let down = self.shard.output(peer.key).to_vec();
+            if up.is_empty() && down.is_empty() {
+                return;
+            }
+            self.shard.sent(peer.key, down.len());
+            peer.heard.extend(hear(&mut peer.client, &down));
+        }
+    }
+
+    /// Time passes in ticks, as a healthy driver gives it.
+    fn pass(&mut self, ms: u64) {
+        let end = self.now_ms + ms;
+        while self.now_ms < end {
+            self.now_ms += TICK_MS.min(end - self.now_ms);
+            self.shard.turn(self.now_ms, 0);
+        }
+    }
+
+    fn is_up(&self, agent: &str) -> bool {
+        self.shared.directory.signal(&AgentId::parse(agent).unwrap()).is_some()
+    }
+}
+
+fn heartbeat(peer: &mut Peer) {
+    let kind = agent_message::Kind::Heartbeat(Heartbeat { sequence: 1, agent_time_ms: 0 });
+    let mut out = Vec::new();
+    let message = AgentMessage { kind: Some(kind) };
+    frame::encode_message(&message, SIGNAL_MESSAGE_BYTES_MAX, &mut out).unwrap();
+    peer.client.writer().write_all(&out).unwrap();
+}
+
+#[test]
+fn a_stopped_shard_loses_nobody_and_silence_while_it_listens_does() {
+    let mut world = World::new();
+    let mut peer = world.open(ChannelKind::Signal, "a");
+    let lost_after = world.shared.liveness.lost_after_ms();
+    world.pass(lost_after - 1_500);
+    assert!(world.is_up("a"));
+    // Stopped for ten minutes.
+    world.now_ms += 600_000;
+    assert!(world.shard.turn(world.now_ms, 0).is_some(), "it knows");
+    assert!(world.is_up("a"));
+    heartbeat(&mut peer);
+    world.exchange(&mut peer);
+    world.pass(lost_after - 500);
+    assert!(world.is_up("a"));
+    world.pass(500 + 2 * TICK_MS);
+    assert!(!world.is_up("a"));
+    assert!(world.shard.is_finished(peer.key));
+    assert_eq!(world.shard.connections(), 0);
+}
+
+#[test]
+fn before_authentication_little_is_held_and_not_for_long() {
+    let mut world = World::new();
+    let peer = world.connect(None);
+    let mut record = vec![0x16, 3, 1, 0x40, 0];
+    record.resize(5 + 0x4000, 1);
+    let taken = world.give(peer.key, &record[..PRE_AUTH_BYTES_MAX - 1]);
+    assert_eq!(taken, PRE_AUTH_BYTES_MAX - 1, "not yet too much");
+    let more = world.give(peer.key, &record[PRE_AUTH_BYTES_MAX - 1..]);
+    assert!(more <= 1, "{more}");
+    assert!(world.shard.is_finished(peer.key));
+
+    let silent = world.connect(None);
+    world.pass(PRE_AUTH_TIME_MS - 200);
+    assert!(!world.shard.is_finished(silent.key));
+    world.pass(200 + 2 * TICK_MS);
+    assert!(world.shard.is_finished(silent.key));
+}
+
+#[test]
+fn who_does_not_read_is_closed_when_its_output_is_over_its_bound() {
+    let mut world = World::new();
+    let peer = world.open(ChannelKind::Signal, "a");
+    let agent = AgentId::parse("a").unwrap();
+    let payload = Bytes::from(vec![7; 200 * 1024]);
+    let ping = server_message::Kind::Ping(Ping { nonce: 1, payload });
+    let common = Bytes::from(ServerMessage { kind: Some(ping) }.encode_to_vec());
+    let mut delivered = 0;
+    while world.is_up("a") {
+        let targets = vec![(peer.key, agent.clone(), Bytes::new())];
+        let common = common.clone();
+        world.shard.mail(ShardMail::ToAgents(Delivery { dispatch_id: 1, common, targets }));
+        assert!(world.shard.take_dirty().contains(&peer.key));
+        delivered += 1;
+        assert!(delivered <= SIGNAL_OUT_BYTES_MAX / (200 * 1024) + 1);
+    }
+    assert!(delivered > 3);
+}
+
+#[test]
+fn a_session_that_is_replaced_or_revoked_leaves_nothing_behind() {
+    let mut world = World::new();
+    let mut peer = world.open(ChannelKind::Data, "a");
+    world.shard.mail(ShardMail::Close(peer.key, crate::session::CloseReason::Revoked));
+    world.exchange(&mut peer);
+    assert!(!world.shard.is_finished(peer.key), "the peer may still read why");
+    world.pass(crate::limits::LINGER_MS + 2 * TICK_MS);
+    assert!(world.shard.is_finished(peer.key));
+    assert_eq!(world.shard.connections(), 0);
+    assert!(world.shared.directory.sessions(&AgentId::parse("a").unwrap()).is_empty());
+    assert!(world.shard.lend(peer.key).is_none() && world.shard.output(peer.key).is_empty());
+}
