@@ -1,5 +1,7 @@
 //! Collectors' sockets, clause by clause of agent.md section 1, with real sockets.
 
+#![allow(clippy::unwrap_used)] // Helpers of tests.
+
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::rc::Rc;

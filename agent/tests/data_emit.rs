@@ -1,5 +1,7 @@
 //! `skein-agent emit` against the agent's socket: what is acknowledged is in the spool.
 
+#![allow(clippy::unwrap_used)] // Helpers of tests.
+
 use std::io::{self, BufReader, Read};
 use std::path::Path;
 use std::rc::Rc;

@@ -2,6 +2,8 @@
 //! to connections and to the server, each record is stored once and in order, or was dropped,
 //! counted, and missed by the server.
 
+#![allow(clippy::unwrap_used)] // Helpers of tests.
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -1,5 +1,7 @@
 //! The spool as inputs and the data channel see it, on real files.
 
+#![allow(clippy::unwrap_used)] // Helpers of tests.
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::rc::Rc;

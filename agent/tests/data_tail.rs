@@ -1,5 +1,7 @@
 //! Followed files: rotation, truncation, deletion and kills neither lose nor repeat a line.
 
+#![allow(clippy::unwrap_used)] // Helpers of tests.
+
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};

@@ -139,10 +139,10 @@ impl Shared {
             // (agent.md 1.2). What collectors tell of the time is in the payload.
             Frame::Data { data_id, payload, .. } => {
                 let now_ms = crate::clock::wall_ms();
-                match self.spool.push(Input::Collector, data_id, now_ms, payload) {
-                    Err(Refusal::Lanes) => failed(Input::Collector, "lanes"),
-                    // Counted by the spool.
-                    Ok(()) | Err(_) => {}
+                let pushed = self.spool.push(Input::Collector, data_id, now_ms, payload);
+                // Other refusals are counted by the spool, as dropped.
+                if pushed == Err(Refusal::Lanes) {
+                    failed(Input::Collector, "lanes");
                 }
             }
         }

@@ -44,32 +44,32 @@ pub struct Malformed;
 
 pub fn decode_from_client(payload: &[u8]) -> Result<FromClient<'_>, Malformed> {
     let (kind, rest) = payload.split_first().ok_or(Malformed)?;
-    match kind {
-        &OPEN => {
+    match *kind {
+        OPEN => {
             let [version, data_id @ ..] = rest.first_chunk::<5>().ok_or(Malformed)?;
             Ok(FromClient::Open { version: *version, data_id: u32::from_be_bytes(*data_id) })
         }
-        &RECORDS => {
+        RECORDS => {
             let (request, records) = rest.split_first_chunk::<8>().ok_or(Malformed)?;
             Ok(FromClient::Records { request: u64::from_be_bytes(*request), records })
         }
-        &END => Ok(FromClient::End),
+        END => Ok(FromClient::End),
         _ => Err(Malformed),
     }
 }
 
 pub fn decode_from_server(payload: &[u8]) -> Result<FromServer<'_>, Malformed> {
     let (kind, rest) = payload.split_first().ok_or(Malformed)?;
-    match kind {
-        &READY => {
+    match *kind {
+        READY => {
             let window = rest.first_chunk::<4>().ok_or(Malformed)?;
             Ok(FromServer::Ready { window_bytes: u32::from_be_bytes(*window) })
         }
-        &KEPT => {
+        KEPT => {
             let request = rest.first_chunk::<8>().ok_or(Malformed)?;
             Ok(FromServer::Kept { request: u64::from_be_bytes(*request) })
         }
-        &REFUSED => Ok(FromServer::Refused(std::str::from_utf8(rest).map_err(|_| Malformed)?)),
+        REFUSED => Ok(FromServer::Refused(std::str::from_utf8(rest).map_err(|_| Malformed)?)),
         _ => Err(Malformed),
     }
 }
