@@ -27,6 +27,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::task::JoinSet;
 
 use super::events::{Inboxes, Purpose, TaskEvent, TransferEvent};
 use super::{Fleet, LINK_QUEUE_BYTES, LINK_QUEUE_FRAMES, Link, Outgoing, to_data};
@@ -103,7 +104,10 @@ impl Server {
     /// Accepts until the process ends.
     pub async fn run(self: Arc<Self>, listener: UnixListener) {
         let links = Arc::new(Semaphore::new(LINKS_MAX));
+        // Links end with this task.
+        let mut serving = JoinSet::new();
         loop {
+            while serving.try_join_next().is_some() {}
             let Ok(permit) = links.clone().acquire_owned().await else { return };
             let stream = match listener.accept().await {
                 Ok((stream, _)) => stream,
@@ -116,7 +120,7 @@ impl Server {
             match stream.peer_cred() {
                 Ok(peer) if peer.uid() == self.own_uid => {
                     let this = self.clone();
-                    tokio::spawn(async move {
+                    serving.spawn(async move {
                         this.serve(stream).await;
                         drop(permit);
                     });

@@ -286,8 +286,8 @@ pub struct AdminTokens {
 }
 
 impl AdminTokens {
-    /// Loads what is stored. Where there is none at all, makes the first and writes it to
-    /// `first_token_path`.
+    /// Loads what is stored. Where none is valid, at first start above all, makes one and writes
+    /// it to `first_token_path`: whoever can read that folder owns the server anyway.
     pub async fn load(
         store: Arc<dyn Store>,
         first_token_path: &std::path::Path,
@@ -296,9 +296,8 @@ impl AdminTokens {
         for entry in store.range_all(ADMIN).await? {
             tokens.insert(entry.key[ADMIN.len()..].to_owned(), decode(&entry)?);
         }
-        let none = tokens.is_empty();
         let this = Self { store, tokens: Mutex::new(tokens) };
-        if none {
+        if this.valid_besides("") == 0 {
             let (id, token, record) = this.make(None, "made at first start".into())?;
             // The file first: a token that nobody can read would lock the operator out.
             write_atomic(first_token_path, format!("{token}\n").as_bytes(), 0o600).map_err(
@@ -379,11 +378,12 @@ impl AdminTokens {
         Ok(true)
     }
 
-    /// How many tokens are valid now.
-    pub fn valid(&self) -> usize {
+    /// How many tokens other than one are valid now.
+    pub fn valid_besides(&self, id: &str) -> usize {
         let now_ms = clock::now_ms();
-        let valid = |record: &&AdminRecord| record.expires_ms.is_none_or(|end| end >= now_ms);
-        self.lock().values().filter(valid).count()
+        let valid = |record: &AdminRecord| record.expires_ms.is_none_or(|end| end >= now_ms);
+        let tokens = self.lock();
+        tokens.iter().filter(|(other, record)| *other != id && valid(record)).count()
     }
 
     /// The id of the token, when it is good now.

@@ -439,7 +439,7 @@ impl Registry {
         agent.session = None;
         agent.since_ms = now_ms;
         agent.away = away_state(reason);
-        agent.reason = reason.to_owned();
+        agent.reason = explained(reason);
         true
     }
 
@@ -460,12 +460,25 @@ impl Registry {
     }
 }
 
-/// Agents that say goodbye are offline; those that fall silent or break off are lost.
+/// Agents that say goodbye are offline; those that fall silent or break off are lost. The words
+/// are the data process's reasons for the end of a session.
 fn away_state(reason: &str) -> AgentState {
-    let silent = ["heartbeat", "lost", "timeout", "timed out", "reset", "broken", "silent"];
-    let reason = reason.to_lowercase();
-    match silent.iter().any(|word| reason.contains(word)) {
-        true => AgentState::Lost,
-        false => AgentState::Offline,
+    match reason {
+        "lost" | "disconnected" | "challenged" | "slow_reader" | "slow_sender" => AgentState::Lost,
+        _ => AgentState::Offline,
     }
+}
+
+/// A reason as operators read it.
+fn explained(reason: &str) -> String {
+    let text = match reason {
+        "lost" => "its heartbeats stopped",
+        "disconnected" => "its connection broke",
+        "peer_closed" => "it closed its session",
+        "draining" => "its data process is stopping",
+        "replaced" => "a newer session of it took over",
+        "revoked" => "its certificate was revoked",
+        other => other,
+    };
+    text.to_owned()
 }

@@ -1,0 +1,8 @@
+//! The control process as a whole, one file per subject. See [`harness`] for what is real.
+
+mod enrolment;
+mod harness;
+mod operators;
+mod restart;
+mod running_tasks;
+mod transfers;
