@@ -2,7 +2,7 @@
 //! server", "wrong token" and "the server says no", because the remedies differ.
 
 use std::io::{BufReader, Read};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -19,6 +19,9 @@ use crate::error::CliError;
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(5);
 /// Longest wait for an answer to begin: an upload is hashed and flushed before it is answered.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(120);
+/// Who follows work waits this long for a server that restarts.
+const RESTART_TIME_MAX: Duration = Duration::from_secs(30);
+const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 /// Largest JSON answer: 10,000 agents with all their facts stay far below.
 const ANSWER_BYTES_MAX: u64 = 256 << 20;
 /// Output of one task on one host that is fetched at a time.
@@ -58,6 +61,24 @@ impl Client {
         let request = self.agent.get(self.url(path)).query_pairs(pairs(query));
         let request = request.header(header::AUTHORIZATION, self.bearer());
         self.read(path, request.call())
+    }
+
+    /// GET by somebody who follows work that goes on without us: while control restarts (it is
+    /// killed and upgraded alone) the question is asked again.
+    pub fn get_patiently<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        query: Query,
+    ) -> Result<T, CliError> {
+        let started = Instant::now();
+        loop {
+            match self.get(path, query) {
+                Err(CliError::Unreachable { .. }) if started.elapsed() < RESTART_TIME_MAX => {
+                    std::thread::sleep(RETRY_INTERVAL);
+                }
+                answer => return answer,
+            }
+        }
     }
 
     /// POST of a JSON body.

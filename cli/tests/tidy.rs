@@ -21,8 +21,8 @@ const ARROWS: [(&str, &[&str]); 6] = [
 
 /// What code without I/O may use from outside.
 const CORE_MAY_USE: [(&str, &[&str]); 2] = [
-    ("wire", &["bytes", "crc32c", "lz4_flex", "prost", "ring", "thiserror", "zstd", "smallvec"]),
-    ("filemesh", &["bytes", "ring", "thiserror", "libc", "tracing", "smallvec", "skein-wire"]),
+    ("wire", &["bytes", "crc32c", "lz4_flex", "prost", "ring", "thiserror", "zstd"]),
+    ("filemesh", &["bytes", "crc32c", "ring", "thiserror", "libc", "skein-wire"]),
 ];
 
 /// The agent stays small: it never links these.

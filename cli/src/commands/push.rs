@@ -143,7 +143,7 @@ pub fn follow(context: &Context, id: &str) -> Result<TransferDetail, CliError> {
     let mut progress = Progress::new("push", 0, true, context.json);
     loop {
         // A page of one host: the numbers of the whole are what is shown.
-        let page: TransferDetail = context.client.get(&path, &[("limit", "1".into())])?;
+        let page: TransferDetail = context.client.get_patiently(&path, &[("limit", "1".into())])?;
         let transfer = page.transfer;
         let note = match transfer.phase {
             TransferPhase::Offering => "the source hashes the file".to_owned(),

@@ -145,7 +145,7 @@ pub fn follow(context: &Context, id: &str) -> Result<TaskDetail, CliError> {
     let mut progress: Option<Progress> = None;
     let started = Instant::now();
     loop {
-        let page: TaskDetail = context.client.get(&path, &[("limit", "1".into())])?;
+        let page: TaskDetail = context.client.get_patiently(&path, &[("limit", "1".into())])?;
         let task = page.task;
         if task.ended_ms.is_some() || task.hosts_total == 0 {
             if let Some(progress) = progress {

@@ -48,9 +48,7 @@ pub fn start(binaries: &Binaries, dir: &Path, count: u32, keep: bool) -> Result<
     let mut progress = Progress::new("agents online", u64::from(count), false, false);
     let mut agents = Vec::new();
     for number in 1..=count {
-        let home = dir.join(format!("agent-{number}"));
-        std::fs::create_dir_all(home.join("logs"))
-            .map_err(CliError::io(format!("cannot create {}", home.display())))?;
+        let host = dir.join(format!("host-{number}"));
         let (region, zone) = REGIONS[number as usize % REGIONS.len()];
         let role = if number % 2 == 0 { "db" } else { "web" };
         let options = AgentOptions {
@@ -60,11 +58,11 @@ pub fn start(binaries: &Binaries, dir: &Path, count: u32, keep: bool) -> Result<
             labels: [("role".to_owned(), role.to_owned())].into(),
             config: format!(
                 "[[tail]]\npath = \"{}/logs/*.log\"\ndata_id = {LOG_DATA_ID}\nfrom = \"start\"\n",
-                home.display()
+                host.display()
             ),
             ..AgentOptions::default()
         };
-        let mut agent = LocalAgent::enrol(binaries, &home, &server, &token, &options)?;
+        let mut agent = LocalAgent::enrol(binaries, &host, &server, &token, &options)?;
         agent.run()?;
         agents.push(agent);
     }

@@ -48,7 +48,7 @@ pub fn show(fleet: &Fleet, file: &Path) -> Result<PushReport, CliError> {
         let request = TransferRequest {
             source: TransferSource::Upload { upload_id: upload_id.clone() },
             targets: agent.id().to_owned(),
-            directory: agent.home().join("received").display().to_string(),
+            directory: agent.host().join("received").display().to_string(),
             file_name: Some(name.to_owned()),
             mode: None,
             owner: None,
@@ -110,7 +110,7 @@ fn verify(fleet: &Fleet, file: &Path, name: &str) -> Result<u64, CliError> {
     let mut progress = Progress::new("reading back", total, false, false);
     let mut good = 0;
     for (index, agent) in fleet.agents.iter().enumerate() {
-        let received = sha256(&agent.home().join("received").join(name)).ok();
+        let received = sha256(&agent.host().join("received").join(name)).ok();
         good += u64::from(received.is_some_and(|received| received == expected));
         progress.set(index as u64 + 1, total, "SHA-256");
     }

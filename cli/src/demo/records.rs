@@ -87,7 +87,7 @@ fn append_lines(fleet: &Fleet, lines: &[String]) -> Result<(), CliError> {
         let mut text = piece.join("\n");
         text.push('\n');
         for agent in &fleet.agents {
-            let path = agent.home().join("logs/app.log");
+            let path = agent.logs().join("app.log");
             File::options()
                 .create(true)
                 .append(true)

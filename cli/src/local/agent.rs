@@ -32,6 +32,7 @@ pub struct AgentOptions {
 
 /// An agent on this machine.
 pub struct LocalAgent {
+    host: PathBuf,
     home: PathBuf,
     binary: PathBuf,
     id: String,
@@ -40,17 +41,21 @@ pub struct LocalAgent {
 }
 
 impl LocalAgent {
-    /// Enrols a new agent; it does not run yet.
+    /// Enrols a new agent; it does not run yet. `host` is the folder that plays its host: the
+    /// agent's own folder lies in it, beside what the host has of its own.
     pub fn enrol(
         binaries: &Binaries,
-        home: &Path,
+        host: &Path,
         server: &LocalServer,
         token: &str,
         options: &AgentOptions,
     ) -> Result<Self, CliError> {
-        std::fs::create_dir_all(home)
-            .map_err(CliError::io(format!("cannot create {}", home.display())))?;
-        let output = Self::try_enrol(binaries, home, server, token)?;
+        let home = host.join("agent");
+        for folder in [&home, &host.join("logs")] {
+            std::fs::create_dir_all(folder)
+                .map_err(CliError::io(format!("cannot create {}", folder.display())))?;
+        }
+        let output = Self::try_enrol(binaries, &home, server, token)?;
         if !output.status.success() {
             let reason = String::from_utf8_lossy(&output.stderr).trim().to_owned();
             return Err(CliError::Local(format!("an agent could not enrol: {reason}")));
@@ -61,7 +66,8 @@ impl LocalAgent {
         let id = std::fs::read_to_string(home.join("identity/agent_id"))
             .map_err(CliError::io("the enrolled agent has no id"))?;
         Ok(Self {
-            home: home.to_owned(),
+            host: host.to_owned(),
+            home,
             binary: binaries.agent.clone(),
             id: id.trim().to_owned(),
             detached: options.detached,
@@ -109,14 +115,24 @@ impl LocalAgent {
         &self.id
     }
 
-    /// Its folder.
+    /// What plays its host.
+    pub fn host(&self) -> &Path {
+        &self.host
+    }
+
+    /// Where programs of its host log, in the stories that tail.
+    pub fn logs(&self) -> PathBuf {
+        self.host.join("logs")
+    }
+
+    /// Its own folder.
     pub fn home(&self) -> &Path {
         &self.home
     }
 
     /// Its log.
     pub fn log(&self) -> PathBuf {
-        self.home.join("agent.log")
+        self.host.join("agent.log")
     }
 
     /// The end of its log.

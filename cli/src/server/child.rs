@@ -35,6 +35,8 @@ pub fn spawn(role: Role, dir: &Path, listen: &ListenConfig) -> io::Result<Child>
     let mut command = Command::new(std::env::current_exe()?);
     command.arg(role.name()).arg("--data-dir").arg(dir).args(listen_flags(dir, listen));
     command.stdin(Stdio::null());
+    // A group of its own: Ctrl-C reaches the supervisor alone, which then ends both in order.
+    command.process_group(0);
     guard::die_with_parent(command.as_std_mut());
     command.spawn()
 }

@@ -2,7 +2,7 @@
 //! file may be absent. Unknown keys are refused: a misspelt limit must not pass silently.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
@@ -100,6 +100,16 @@ pub struct ControlSection {
     pub cache_bytes_max: u64,
     /// How long an uploaded file stays when nothing uses it.
     pub cache_expiry_seconds: u64,
+    /// The API speaks TLS with the server's certificate; required off 127.0.0.1.
+    pub api_tls: bool,
+    /// Folders below which streams may write, besides DIR/data/sinks.
+    pub sink_roots: Vec<PathBuf>,
+    /// Time between two heartbeats of an agent.
+    pub heartbeat_seconds: u64,
+    /// Heartbeats that may be missed before an agent counts as lost.
+    pub heartbeat_misses: u32,
+    /// Name or address of this server in the join command [default: found out].
+    pub public_host: Option<String>,
 }
 
 impl Default for ServerConfig {
@@ -137,7 +147,15 @@ impl Default for DataSection {
 
 impl Default for ControlSection {
     fn default() -> Self {
-        Self { cache_bytes_max: 20 << 30, cache_expiry_seconds: 24 * 3600 }
+        Self {
+            cache_bytes_max: 20 << 30,
+            cache_expiry_seconds: 24 * 3600,
+            api_tls: false,
+            sink_roots: Vec::new(),
+            heartbeat_seconds: 10,
+            heartbeat_misses: 3,
+            public_host: None,
+        }
     }
 }
 

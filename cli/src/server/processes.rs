@@ -1,5 +1,8 @@
 //! The two hidden subcommands: configuration in, the process's own crate runs it.
 
+use std::time::Duration;
+
+use skein_controlplane::ControlConfig;
 use skein_dataplane::config::DataConfig;
 use skein_dataplane::router::DiskChoice;
 
@@ -14,7 +17,19 @@ pub fn run_control(args: &ProcessArgs, connection: &ConnectionArgs) -> Outcome {
     let dir = data_dir(connection)?;
     let config = ServerConfig::load(&dir, &args.listen)?;
     skein_observe::init_logging("control", config.log_json);
-    Err(CliError::Local("control".into()))
+    let mut control = ControlConfig::new(dir);
+    control.api = config.listen.api;
+    control.api_tls = config.control.api_tls;
+    control.sink_roots = config.control.sink_roots;
+    control.cache_bytes_max = config.control.cache_bytes_max;
+    control.cache_expiry = Duration::from_secs(config.control.cache_expiry_seconds);
+    control.heartbeat_interval = Duration::from_secs(config.control.heartbeat_seconds);
+    control.heartbeat_misses = config.control.heartbeat_misses;
+    control.public_host = config.control.public_host;
+    match skein_controlplane::run_control(control) {
+        Ok(()) => Ok(EXIT_OK),
+        Err(error) => Err(CliError::Local(format!("the control process cannot go on: {error:#}"))),
+    }
 }
 
 /// `skein data`.

@@ -24,7 +24,7 @@ fn kill_9_of_the_data_process_loses_and_repeats_nothing() {
     let folder = world.server.tagged_stream("logs", &[DATA_ID]).unwrap();
     let one = world.agent("one", tailing(&world, "one", DATA_ID));
     let two = world.agent("two", tailing(&world, "two", DATA_ID));
-    let loggers = [Logger::start(one.home()), Logger::start(two.home())];
+    let loggers = [Logger::start(&one), Logger::start(&two)];
     let mut pid = world.server.data_pid().unwrap();
     for kill in 0..number("SKEIN_KILLS", 20) {
         pause(&mut random);
@@ -49,7 +49,7 @@ fn kill_9_of_the_control_process_disturbs_no_record() {
     let folder = world.server.tagged_stream("logs", &[DATA_ID]).unwrap();
     let agent = world.agent("one", tailing(&world, "one", DATA_ID));
     let since = world.view(agent.id()).unwrap().agent_id;
-    let logger = Logger::start(agent.home());
+    let logger = Logger::start(&agent);
     let data = world.server.data_pid().unwrap();
     let mut pid = world.server.control_pid().unwrap();
     for kill in 0..number("SKEIN_KILLS", 20) {
@@ -80,7 +80,7 @@ fn kill_9_of_an_agent_loses_and_repeats_nothing() {
     let world = World::new();
     let folder = world.server.tagged_stream("logs", &[DATA_ID]).unwrap();
     let mut agent = world.agent("one", tailing(&world, "one", DATA_ID));
-    let logger = Logger::start(agent.home());
+    let logger = Logger::start(&agent);
     for kill in 0..number("SKEIN_KILLS", 20) {
         pause(&mut random);
         println!("kill {kill}: agent {:?}", agent.pids());

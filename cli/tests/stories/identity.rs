@@ -30,7 +30,7 @@ fn a_revoked_agent_is_cut_off_at_once_and_stays_out() {
 fn a_copied_identity_is_refused_while_the_first_lives() {
     let world = World::new();
     let first = world.agent("first", AgentOptions::default());
-    let copy_home = world.home("copy");
+    let copy_home = world.host("copy");
     copy_folder(first.home(), &copy_home);
     let mut copy = std::process::Command::new(&world.binaries.agent);
     copy.args(["run", "--home"]).arg(&copy_home);

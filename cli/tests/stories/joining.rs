@@ -42,10 +42,10 @@ fn an_agent_keeps_its_id_over_restarts() {
 
 fn refused(world: &World, name: &str, token: &str) -> String {
     let output =
-        LocalAgent::try_enrol(&world.binaries, &world.home(name), &world.server, token).unwrap();
+        LocalAgent::try_enrol(&world.binaries, &world.host(name), &world.server, token).unwrap();
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success(), "enrolled with a bad token: {text}");
-    assert!(!world.home(name).join("identity/agent.crt").exists());
+    assert!(!world.host(name).join("identity/agent.crt").exists());
     text
 }
 
@@ -68,7 +68,7 @@ fn wrong_reused_expired_and_withdrawn_tokens_are_refused_with_a_reason() {
     refused(&world, "foreign", &parts.join("."));
 
     let enrol = |name: &str, token: &str| {
-        LocalAgent::try_enrol(&world.binaries, &world.home(name), &world.server, token).unwrap()
+        LocalAgent::try_enrol(&world.binaries, &world.host(name), &world.server, token).unwrap()
     };
     assert!(enrol("first", &good).status.success(), "the refused tries used nothing up");
     refused(&world, "second", &good);

@@ -15,7 +15,7 @@ fn a_data_process_that_slept_10_s_loses_no_agent_and_no_record() {
     let world = World::new();
     let folder = world.server.tagged_stream("logs", &[DATA_ID]).unwrap();
     let agent = world.agent("one", tailing(&world, "one", DATA_ID));
-    let logger = Logger::start(agent.home());
+    let logger = Logger::start(&agent);
     let before = world.view(agent.id()).unwrap();
     let pid = world.server.data_pid().unwrap();
     assert!(guard::signal(pid, Signal::Stop));

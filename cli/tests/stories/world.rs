@@ -46,8 +46,8 @@ impl World {
     /// An agent that is enrolled and does not run.
     pub fn enrolled(&self, name: &str, options: AgentOptions) -> LocalAgent {
         let token = self.server.token(1).unwrap_or_else(|error| panic!("{error}"));
-        let home = self.home(name);
-        LocalAgent::enrol(&self.binaries, &home, &self.server, &token, &options)
+        let host = self.host(name);
+        LocalAgent::enrol(&self.binaries, &host, &self.server, &token, &options)
             .unwrap_or_else(|error| panic!("{error}"))
     }
 
@@ -57,7 +57,7 @@ impl World {
         agent
     }
 
-    pub fn home(&self, name: &str) -> PathBuf {
+    pub fn host(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
@@ -125,10 +125,9 @@ impl Random {
     }
 }
 
-/// Configuration of an agent that tails `HOME/logs/*.log` into a data id.
+/// Configuration of an agent that tails the logs of its host into a data id.
 pub fn tailing(world: &World, name: &str, data_id: u32) -> AgentOptions {
-    let logs = world.home(name).join("logs");
-    std::fs::create_dir_all(&logs).unwrap();
+    let logs = world.host(name).join("logs");
     AgentOptions {
         config: format!(
             "[[tail]]\npath = \"{}/*.log\"\ndata_id = {data_id}\nfrom = \"start\"\n",
@@ -146,9 +145,9 @@ pub struct Logger {
 }
 
 impl Logger {
-    /// Appends to `HOME/logs/app.log`.
-    pub fn start(home: &Path) -> Self {
-        let path = home.join("logs/app.log");
+    /// Appends to a log of the agent's host.
+    pub fn start(agent: &LocalAgent) -> Self {
+        let path = agent.logs().join("app.log");
         let mut file = std::fs::File::options().create(true).append(true).open(path).unwrap();
         let (stop, written) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let (stop_it, count) = (Arc::clone(&stop), Arc::clone(&written));
