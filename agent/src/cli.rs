@@ -94,7 +94,7 @@ enum Command {
 struct EnrolArgs {
     #[command(flatten)]
     home: HomeArg,
-    /// Server to join; the port is that of the signal channel.
+    /// Server to join; the port is that of the signal channel [default port: 28668].
     #[arg(long, value_name = "HOST[:PORT]")]
     server: String,
     /// Join token, as the server printed it.
@@ -112,6 +112,9 @@ struct EnrolArgs {
     /// BlueKing cloud area of this host.
     #[arg(long, value_name = "ID")]
     cloud_id: Option<i32>,
+    /// Port of the server for commands and heartbeats, if --server does not say it.
+    #[arg(long, value_name = "PORT")]
+    signal_port: Option<u16>,
     /// Port of the server for records.
     #[arg(long, value_name = "PORT")]
     data_port: Option<u16>,
@@ -244,7 +247,7 @@ fn enrol_config(args: &EnrolArgs, home: &Home) -> anyhow::Result<Config> {
         }
         Err(error) => return Err(error.into()),
     };
-    let (host, port) = split_port(&args.server, config::SIGNAL_PORT)
+    let (host, port) = split_port(&args.server, args.signal_port.unwrap_or(config::SIGNAL_PORT))
         .with_context(|| format!("--server {:?} is not HOST[:PORT]", args.server))?;
     config.servers = vec![host];
     config.server.clear();

@@ -187,10 +187,8 @@ async fn channel(
                     seeder.tick(now);
                 }
             }
+            // A peer that has everything still has to flush and rename: it ends the channel.
             wanted |= seeder.is_interested();
-            if wanted && !seeder.is_interested() {
-                return Served::All;
-            }
             if !sending && seeder.has_output() {
                 break;
             }

@@ -31,6 +31,7 @@ use skein_wire::token::JoinToken;
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
 type Tls = StreamOwned<ServerConnection, TcpStream>;
+type Seed = ([u8; 16], Arc<HashedFile>, PathBuf);
 
 /// What connections share.
 pub struct Shared {
@@ -50,7 +51,7 @@ pub struct Shared {
     pub outputs: Mutex<HashMap<Vec<u8>, Vec<u8>>>,
     /// Whether signal sessions read and answer.
     pub silent: AtomicBool,
-    seeds: Mutex<Vec<([u8; 16], Arc<HashedFile>, PathBuf)>>,
+    seeds: Mutex<Vec<Seed>>,
     /// File channels are cut after about this many bytes, once per entry.
     pub cuts: Mutex<Vec<u64>>,
     outgoing: Mutex<Option<mpsc::Sender<Vec<u8>>>>,
