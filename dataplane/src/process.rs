@@ -156,7 +156,7 @@ impl DataProcess {
                 mailbox,
                 shared: shared.clone(),
                 tls: tls.clone(),
-                sessions_max: sessions_max / shards,
+                sessions_max, // the kernel does not spread them evenly
             };
             let thread = thread::Builder::new().name(format!("shard-{number}"));
             let fault = fault_in.clone();

@@ -1,5 +1,6 @@
 //! File channels of a real data process: members fetch what control announced, nobody else gets a
 //! byte, and a file that an agent offers lands in the cache.
+#![allow(clippy::unwrap_used)] // in helpers of tests
 
 mod common;
 

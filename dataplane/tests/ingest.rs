@@ -1,4 +1,5 @@
 //! Records from agents into files: stored once, in order, and acknowledged after that.
+#![allow(clippy::unwrap_used)] // in helpers of tests
 
 mod common;
 

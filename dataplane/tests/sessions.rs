@@ -1,4 +1,5 @@
 //! Sessions of a real data process over loopback: who may say what, and who is closed.
+#![allow(clippy::unwrap_used)] // in helpers of tests
 
 mod common;
 

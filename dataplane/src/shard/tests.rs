@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use bytes::Bytes;
+use proptest::prelude::*;
 use rustls::ClientConnection;
 use skein_wire::frame;
 use skein_wire::hello::{ChannelKind, HELLO_BYTES, Hello, HelloAck, HelloStatus};
@@ -209,4 +210,41 @@ fn a_session_that_is_replaced_or_revoked_leaves_nothing_behind() {
     assert_eq!(world.shard.connections(), 0);
     assert!(world.shared.directory.sessions(&AgentId::parse("a").unwrap()).is_empty());
     assert!(world.shard.lend(peer.key).is_none() && world.shard.output(peer.key).is_empty());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn garbage_inside_tls_ends_sessions_and_nothing_else(
+        kind in 0usize..4,
+        frames in prop::collection::vec(
+            (any::<[u8; 4]>(), 0usize..3, prop::collection::vec(any::<u8>(), 0..300)),
+            1..12,
+        ),
+    ) {
+        thread_local!(static WORLD: std::cell::RefCell<World> = World::new().into());
+        WORLD.with_borrow_mut(|world| {
+            let kinds =
+                [ChannelKind::Enrol, ChannelKind::Signal, ChannelKind::Data, ChannelKind::File];
+            let mut peer = world.open(kinds[kind], "g");
+            for (head, shape, body) in &frames {
+                let length = (body.len() as u32).to_be_bytes();
+                // Wild, a frame of a true length, or a data frame of a true length.
+                let head = match shape {
+                    0 => *head,
+                    1 => length,
+                    _ => [head[0] % 4, 0, length[2], length[3]],
+                };
+                if peer.client.writer().write_all(&[&head[..], body].concat()).is_ok() {
+                    world.exchange(&mut peer);
+                }
+            }
+            world.shard.closed(peer.key, true);
+            prop_assert!(world.shard.is_finished(peer.key));
+            prop_assert_eq!(world.shard.connections(), 0);
+            world.shard.take_dirty();
+            Ok(())
+        })?;
+    }
 }
