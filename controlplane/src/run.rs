@@ -156,6 +156,7 @@ impl Control {
         let worker = transfers::Worker::new(transfers.clone(), fleet.clone());
         workers.spawn(worker.run(outlets.transfers, transfer_orders));
         workers.spawn(upkeep(metrics.clone()));
+        workers.spawn(renew_server_certificate(authority.clone(), folders.data.clone()));
 
         let tls = config.api_tls.then_some(folders.data.as_path());
         let listener = ApiListener::bind(config.api, tls).await?;
@@ -200,6 +201,21 @@ impl Control {
         }
         self.workers.shutdown().await;
         tracing::info!("control process stopped");
+    }
+}
+
+/// Looks once a day whether the data process's certificate must be renewed.
+async fn renew_server_certificate(authority: Arc<Authority>, data: PathBuf) {
+    let mut tick = tokio::time::interval(Duration::from_secs(24 * 3600));
+    loop {
+        tick.tick().await;
+        match authority.equip_server(&data) {
+            Ok(false) => {}
+            Ok(true) => tracing::warn!(
+                "the server's certificate is renewed; data processes take it at their next start"
+            ),
+            Err(error) => tracing::error!(%error, "the server's certificate is not renewed"),
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use super::error::ApiError;
 use super::extract::{Body, Query};
 use super::types::*;
 use crate::clock;
-use crate::identity::JOIN_TTL_MS;
+use crate::identity::{JOIN_TTL_MS, JOIN_TTL_MS_MAX};
 use crate::registry::{LABEL_VALUE_BYTES_MAX, LIST_AGENTS_MAX, Selector, is_label_name};
 
 type Answer<T> = Result<Json<T>, ApiError>;
@@ -31,8 +31,9 @@ const OUTPUT_BYTES: u64 = 1024 * 1024;
 const OUTPUT_BYTES_MAX: u64 = 4 * 1024 * 1024;
 const NOTE_BYTES_MAX: usize = 1_024;
 /// Ports that the agent assumes when the command does not name them.
-const DEFAULT_PORTS: [(&str, &str); 3] =
-    [("--signal-port", "28668"), ("--data-port", "28625"), ("--file-port", "28925")];
+const DEFAULT_SIGNAL_PORT: &str = "28668";
+/// See [`DEFAULT_SIGNAL_PORT`].
+const DEFAULT_PORTS: [(&str, &str); 2] = [("--data-port", "28625"), ("--file-port", "28925")];
 
 pub async fn no_such_path(uri: Uri) -> ApiError {
     ApiError::not_found(format!("there is no {}; the API is below {BASE_PATH}", uri.path()))
@@ -179,10 +180,12 @@ fn join_command(app: &App, token: &JoinToken) -> String {
         None if ["0.0.0.0", "[::]"].contains(&bound.as_str()) => own_address(),
         None => bound,
     };
-    let mut command = format!("skein-agent enrol --server {host} --token {token}");
-    for ((flag, usual), address) in
-        DEFAULT_PORTS.iter().zip([&data.signal_addr, &data.data_addr, &data.file_addr])
-    {
+    let server = match part(&data.signal_addr).1 {
+        port if port == DEFAULT_SIGNAL_PORT => host,
+        port => format!("{host}:{port}"),
+    };
+    let mut command = format!("skein-agent enrol --server {server} --token {token}");
+    for ((flag, usual), address) in DEFAULT_PORTS.iter().zip([&data.data_addr, &data.file_addr]) {
         let (_, port) = part(address);
         if port != *usual {
             command.push_str(&format!(" {flag} {port}"));
@@ -223,6 +226,9 @@ pub async fn create_join_token(
 ) -> Answer<JoinTokenCreated> {
     check_note(&request.note)?;
     let ttl_ms = request.ttl_ms.unwrap_or(JOIN_TTL_MS);
+    if ttl_ms > JOIN_TTL_MS_MAX {
+        return Err(ApiError::invalid(format!("ttl_ms must be at most {JOIN_TTL_MS_MAX}")));
+    }
     let uses_max = request.uses_max.unwrap_or(1);
     let (token, info) = app.join_tokens.create(ttl_ms, uses_max, request.note).await?;
     Ok(Json(join_token_created(&app, &token, info)))

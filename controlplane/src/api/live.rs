@@ -1,6 +1,7 @@
 //! The two requests that stream: uploads in, taps out.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::body::{Body, Bytes};
@@ -18,6 +19,8 @@ use super::extract::Query;
 use super::types::{TapLine, TapQuery, Upload, UploadQuery};
 
 const MODE: u32 = 0o644;
+/// An upload that brings nothing for this long is given up.
+const UPLOAD_STALL: Duration = Duration::from_secs(60);
 const TAP_RATE: u32 = 100;
 const TAP_RATE_MAX: u32 = 10_000;
 const TAP_CONTAINS_BYTES_MAX: usize = 1_024;
@@ -34,11 +37,12 @@ pub async fn upload(
         return Err(ApiError::invalid("an upload needs a Content-Length"));
     };
     let mode = query.mode.unwrap_or(MODE);
-    let (chunks, finished) = app.transfers.cache().receive(&query.name, mode, length)?;
+    let (chunks, finished) =
+        app.transfers.cache().receive(&query.name, mode, query.mtime_ms, length)?;
     let finished = tokio::spawn(finished);
     let mut body = body.into_data_stream();
-    while let Some(chunk) = body.next().await {
-        let Ok(chunk) = chunk else { break };
+    // A client that stalls gives its room in the cache back; what came is short and refused.
+    while let Ok(Some(Ok(chunk))) = tokio::time::timeout(UPLOAD_STALL, body.next()).await {
         // The writer is gone when it has failed; its answer says why.
         if chunks.send(chunk).await.is_err() {
             break;

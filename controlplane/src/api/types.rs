@@ -551,7 +551,7 @@ pub struct UploadQuery {
     /// Permission bits, decimal (default 420 = 0o644).
     #[serde(default)]
     pub mode: Option<u32>,
-    /// Time of last change.
+    /// Time of last change (default: now).
     #[serde(default)]
     pub mtime_ms: Option<i64>,
 }
@@ -571,6 +571,9 @@ pub struct Upload {
     pub piece_bytes: u32,
     /// Permission bits.
     pub mode: u32,
+    /// Time of last change at its source.
+    #[serde(default)]
+    pub mtime_ms: i64,
     /// When it was stored.
     pub created_ms: i64,
     /// When it leaves the cache unless a transfer uses it.

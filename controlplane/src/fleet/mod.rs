@@ -190,29 +190,30 @@ impl Fleet {
             command_body::Kind::OfferFile(_) => "offer_file",
             command_body::Kind::CancelTransfer(_) => "cancel_transfer",
         };
-        let mut by_link: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
-        let mut online = Vec::new();
-        for agent in agents {
-            if let Some(link) = self.registry.link_of(agent) {
-                by_link.entry(link).or_default().push(online.len());
-                online.push(agent.clone());
-            }
-        }
+        let online = agents.iter().filter(|agent| self.registry.link_of(agent).is_some());
+        let online: Vec<AgentId> = online.cloned().collect();
         let command_id = CommandId(random::bytes()?);
         before_send(command_id, &online);
         if online.is_empty() {
             return Ok(());
         }
-        debug_assert!(online.len() <= DISPATCH_AGENTS_MAX);
         let body = CommandBody { command_id: command_id.to_bytes(), kind: Some(kind) };
         let signer = self.keys.signer();
-        let dispatch = signer.dispatch(&body, not_after_ms, &online, &self.random)?;
-        metrics::counter!(names::CONTROL_DISPATCHES, "command" => label).increment(1);
-        metrics::counter!(names::CONTROL_DISPATCH_TARGETS, "command" => label)
-            .increment(online.len() as u64);
-        for (link, places) in by_link {
-            let targets = places.into_iter().map(|at| (&online[at], dispatch.extras[at].clone()));
-            self.fan_out(link, purpose, &dispatch.common, targets).await;
+        for agents in online.chunks(DISPATCH_AGENTS_MAX) {
+            let dispatch = signer.dispatch(&body, not_after_ms, agents, &self.random)?;
+            metrics::counter!(names::CONTROL_DISPATCHES, "command" => label).increment(1);
+            metrics::counter!(names::CONTROL_DISPATCH_TARGETS, "command" => label)
+                .increment(agents.len() as u64);
+            let mut by_link: BTreeMap<u64, Vec<(&AgentId, Bytes)>> = BTreeMap::new();
+            for (agent, extra) in agents.iter().zip(dispatch.extras) {
+                // One that left since is in nobody's batch and waits for its next session.
+                if let Some(link) = self.registry.link_of(agent) {
+                    by_link.entry(link).or_default().push((agent, extra));
+                }
+            }
+            for (link, targets) in by_link {
+                self.fan_out(link, purpose, &dispatch.common, targets.into_iter()).await;
+            }
         }
         Ok(())
     }

@@ -151,7 +151,7 @@ impl JoinTokens {
         let record = JoinRecord {
             sha256: hex_encode(&sha256(&token.secret)),
             created_ms: now_ms,
-            expires_ms: now_ms.saturating_add(ttl_ms.min(JOIN_TTL_MS_MAX) as i64),
+            expires_ms: now_ms.saturating_add(ttl_ms as i64),
             uses_max,
             note,
         };

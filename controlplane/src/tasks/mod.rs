@@ -15,7 +15,7 @@ mod record;
 mod worker;
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use skein_wire::ids::{AgentId, TaskId};
 use tokio::sync::{mpsc, oneshot};
@@ -50,6 +50,8 @@ struct Entry {
     record: TaskRecord,
     /// In order of agent id.
     hosts: Vec<HostRun>,
+    /// The view of an ended task, which never changes: lists do not count its hosts again.
+    ended_view: OnceLock<Task>,
 }
 
 impl Entry {
@@ -57,7 +59,18 @@ impl Entry {
         self.hosts.binary_search_by(|host| host.agent.cmp(agent)).ok()
     }
 
+    fn new(record: TaskRecord, hosts: Vec<HostRun>) -> Self {
+        Self { record, hosts, ended_view: OnceLock::new() }
+    }
+
     fn view(&self) -> Task {
+        match self.record.ended_ms {
+            Some(_) => self.ended_view.get_or_init(|| self.counted()).clone(),
+            None => self.counted(),
+        }
+    }
+
+    fn counted(&self) -> Task {
         let mut by_state: HashMap<TaskHostState, u64> = HashMap::new();
         for host in &self.hosts {
             *by_state.entry(host.state).or_default() += 1;
@@ -166,7 +179,7 @@ impl Tasks {
         }
         let hosts =
             targets.into_iter().map(|Addressee { id, hostname, .. }| HostRun::new(id, hostname));
-        let entry = Entry { record, hosts: hosts.collect() };
+        let entry = Entry::new(record, hosts.collect());
         record::store_new(&*self.store, &entry).await?;
         let view = entry.view();
         self.lock().insert(id, entry);

@@ -225,7 +225,7 @@ pub(super) async fn load(store: &dyn Store) -> Result<HashMap<TaskId, Entry>, St
         let Ok(id) = record.id() else { continue };
         let targets = targets::load(store, &format!("{HOSTS}{id}/")).await?;
         let hosts = targets.into_iter().map(|(agent, name)| HostRun::new(agent, name)).collect();
-        let mut entry = Entry { record, hosts };
+        let mut entry = Entry::new(record, hosts);
         let prefix = format!("{FINAL}{id}/");
         for stored in store.range_all(&prefix).await? {
             let run: Final = decode(&stored)?;

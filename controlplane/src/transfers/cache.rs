@@ -118,7 +118,7 @@ pub fn file_info(upload: &Upload) -> FileInfo {
         root: Bytes::copy_from_slice(&root),
         name: upload.name.clone(),
         mode: upload.mode,
-        mtime_ms: upload.created_ms,
+        mtime_ms: upload.mtime_ms,
     }
 }
 
@@ -250,6 +250,7 @@ impl Cache {
         self: &Arc<Self>,
         name: &str,
         mode: u32,
+        mtime_ms: Option<i64>,
         size_bytes: u64,
     ) -> Result<
         (mpsc::Sender<Bytes>, impl Future<Output = Result<Upload, CacheError>> + Send + use<>),
@@ -263,15 +264,16 @@ impl Cache {
         let id = TransferId(random::bytes()?);
         let this = self.clone();
         let (chunks, queue) = mpsc::channel(CHUNKS_WAITING);
-        let name = name.to_owned();
+        let mtime_ms = mtime_ms.unwrap_or_else(clock::now_ms);
+        let attributes = Attributes { name: name.to_owned(), mode, mtime_ms };
         // Refused here before the first byte; the future holds the room.
         drop(self.reserve(size_bytes)?);
         let finished = async move {
             let room = this.reserve(size_bytes)?;
             let path = this.path(&id);
             let writing = tokio::task::spawn_blocking({
-                let (path, name) = (path.clone(), name.clone());
-                move || write_hashed(&path, &name, mode, size_bytes, queue)
+                let path = path.clone();
+                move || write_hashed(&path, attributes, size_bytes, queue)
             });
             let manifest = match writing.await.map_err(io::Error::other)? {
                 Ok(manifest) => manifest,
@@ -300,6 +302,7 @@ impl Cache {
             root: hex_encode(&manifest.root),
             piece_bytes: manifest.geometry.piece_bytes(),
             mode: manifest.mode,
+            mtime_ms: manifest.mtime_ms,
             created_ms: now_ms,
             expires_ms: now_ms + self.limits.expiry_ms,
         };
@@ -354,11 +357,17 @@ impl Cache {
     }
 }
 
+/// What an uploader says of a file besides its bytes.
+struct Attributes {
+    name: String,
+    mode: u32,
+    mtime_ms: i64,
+}
+
 /// Writes a file while it is hashed. Blocks; runs on a thread of its own.
 fn write_hashed(
     path: &std::path::Path,
-    name: &str,
-    mode: u32,
+    attributes: Attributes,
     size_bytes: u64,
     mut chunks: mpsc::Receiver<Bytes>,
 ) -> Result<Manifest, CacheError> {
@@ -394,9 +403,9 @@ fn write_hashed(
     let manifest = Manifest {
         geometry: tree.geometry,
         root: tree.root,
-        name: name.to_owned(),
-        mode,
-        mtime_ms: clock::now_ms(),
+        name: attributes.name,
+        mode: attributes.mode,
+        mtime_ms: attributes.mtime_ms,
     };
     leaves.finish(&manifest, tree.layer, &stamp)?;
     fs::rename(&part, path)?;

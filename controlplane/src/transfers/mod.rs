@@ -16,7 +16,7 @@ mod record;
 mod worker;
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use skein_wire::ids::{AgentId, TransferId};
 use tokio::sync::{mpsc, oneshot};
@@ -62,11 +62,14 @@ struct Entry {
     speed: Speed,
     /// When the source was last asked to offer or the data process to fetch.
     asked_ms: i64,
+    /// The view of an ended transfer, which never changes: lists do not count its hosts again.
+    ended_view: OnceLock<Transfer>,
 }
 
 impl Entry {
     fn new(record: TransferRecord, hosts: Vec<HostPush>) -> Self {
-        Self { record, hosts, speed: Speed::default(), asked_ms: 0 }
+        let ended_view = OnceLock::new();
+        Self { record, hosts, speed: Speed::default(), asked_ms: 0, ended_view }
     }
 
     fn place(&self, agent: &AgentId) -> Option<usize> {
@@ -85,6 +88,13 @@ impl Entry {
     }
 
     fn view(&self) -> Transfer {
+        match self.record.ended_ms {
+            Some(_) => self.ended_view.get_or_init(|| self.counted()).clone(),
+            None => self.counted(),
+        }
+    }
+
+    fn counted(&self) -> Transfer {
         let mut by_state: HashMap<TransferHostState, u64> = HashMap::new();
         let (mut verified_bytes, mut resumed_bytes) = (0, 0);
         for host in &self.hosts {

@@ -412,7 +412,8 @@ impl Worker {
             root: hex_encode(&manifest.root),
             piece_bytes: info.piece_bytes,
             mode: info.mode,
-            created_ms: info.mtime_ms,
+            mtime_ms: info.mtime_ms,
+            created_ms: now_ms,
             expires_ms: now_ms,
         };
         let same = record.file.as_ref().is_some_and(|known| known.root == file.root);

@@ -1,7 +1,7 @@
 //! Pushes: from an upload or an agent's file to every target, each with its own end.
 
 use skein_controlplane::api::types::*;
-use skein_filemesh::engine::{LeafFile, hash_file};
+use skein_filemesh::engine::{LeafFile, SeedFile, hash_file};
 use skein_wire::fleet::v1::FetchResult;
 use skein_wire::fleet::v1::from_data::Kind as From;
 use skein_wire::signal::v1::agent_message::Kind as Agent;
@@ -64,6 +64,7 @@ async fn an_upload_is_hashed_on_its_way_and_pushed_to_all() {
     assert_eq!(root, upload.root);
     let beside = LeafFile::open(&cached.with_extension("leaves")).unwrap();
     assert_eq!(skein_wire::ids::hex_encode(&beside.tree().root()), upload.root);
+    SeedFile::open(&cached, beside.stamp()).expect("the data process can serve it as it stands");
 
     agents.iter().for_each(|agent| data.up(agent, receives));
     let source = TransferSource::Upload { upload_id: upload.upload_id.clone() };
