@@ -330,6 +330,54 @@ fn a_full_spool_stops_reading() {
     });
 }
 
+/// A lane that is held for ever stops its own files and no others.
+#[test]
+fn a_full_lane_stops_its_own_files_only() {
+    local(async {
+        let log = Log::new();
+        let other = log.path.with_file_name("other.log");
+        std::fs::write(&other, "").unwrap();
+        let place = Place { dir: log.spool(), boot_id: [1; 16] };
+        let small = SpoolConfig { max_bytes: 4 << 20, held_lane_max_bytes: 256 << 10, ..config() };
+        let spool = Spool::open(place, &small, AgentId::parse("agent-1").unwrap()).unwrap();
+        let driving = spool.clone();
+        let driven = tokio::task::spawn_local(async move { driving.run().await });
+        let tail = |path: &Path, data_id| {
+            let path = path.to_str().unwrap().into();
+            TailConfig { path, data_id, from: From::Start }
+        };
+        // The lane must exist to be held.
+        spool.mark(7, b"key", b"value").unwrap();
+        spool.set_held(7, Some(skein_wire::data::HoldReason::UnknownDataId));
+        let tails = [tail(&other, 7), tail(&log.path, LANE)];
+        tail::start(&tails, &spool, Box::new(|path: &Path| File::open(path)));
+        let mut state = 1u64;
+        let noise: String = (0..2_000_000)
+            .map(|at| {
+                state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                if at % 500 == 0 { '\n' } else { char::from(b'!' + (state >> 33) as u8 % 90) }
+            })
+            .collect();
+        std::fs::write(&other, noise).unwrap();
+        wait_until(|| !spool.has_room(7)).await;
+        let agent = Agent { spool, driven };
+        log.append("flows\n");
+        assert_eq!(agent.lines(1).await, ["flows"]);
+        let held = agent.spool.depth(7).unwrap();
+        assert!(held.records > 300 && held.bytes < 256 << 10 && held.dropped == 0, "{held:?}");
+        // The hold ends and a server takes everything.
+        agent.spool.set_held(7, None);
+        let mut seen = 0;
+        while seen < 3_999 {
+            wait_until(|| agent.spool.depth(7).unwrap().records > 0).await;
+            let epoch = agent.spool.epoch_to_send(7).unwrap();
+            seen = agent.spool.range_of(7, epoch).unwrap().1;
+            agent.spool.ack(7, Position::new(epoch, seen));
+        }
+        assert_eq!(agent.spool.totals().dropped, 0);
+    });
+}
+
 /// What the path rules refuse is not followed; a pattern may name what is no file.
 #[test]
 fn what_may_not_be_read_is_left_alone() {

@@ -39,10 +39,26 @@ pub fn recover(place: &Place, durability: Durability) -> io::Result<Vec<Recovere
         let entry = entry?;
         let data_id = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok());
         let Some(data_id) = data_id.filter(|_| entry.path().is_dir()) else { continue };
-        lanes.extend(recover_lane(&entry.path(), data_id, place.boot_id, durability)?);
+        match recover_lane(&entry.path(), data_id, place.boot_id, durability) {
+            Ok(lane) => lanes.extend(lane),
+            Err(error) => set_aside(&entry.path(), &error),
+        }
     }
     lanes.sort_by_key(|lane| lane.data_id);
     Ok(lanes)
+}
+
+/// One lane that cannot be read must not stop the agent: people may look at it later.
+fn set_aside(dir: &Path, error: &io::Error) {
+    let aside = dir.with_extension(format!("unreadable-{}", crate::clock::wall_ms()));
+    let renamed = std::fs::rename(dir, &aside);
+    tracing::error!(
+        %error,
+        lane = %dir.display(),
+        aside = %aside.display(),
+        done = renamed.is_ok(),
+        "cannot read a lane of the spool; it is set aside"
+    );
 }
 
 fn recover_lane(

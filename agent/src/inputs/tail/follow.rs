@@ -10,7 +10,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 
 use super::LINE_BYTES_MAX;
-use super::mark::{FINGERPRINT_BYTES_MAX, Fingerprint, KEY_BYTES, Place, VALUE_BYTES};
+use super::mark::{FINGERPRINT_BYTES_MAX, Fingerprint, KEY_BYTES, Place};
 use crate::inputs::socket::failed;
 use crate::spool::Input;
 
@@ -47,13 +47,18 @@ impl Chunk {
         self.bytes.len() >= CHUNK_BYTES
     }
 
-    /// Each line, and the value of the mark when it is in the spool.
-    pub fn lines(&self) -> impl Iterator<Item = (&[u8], [u8; VALUE_BYTES])> {
+    /// Where it ends.
+    pub fn end(&self) -> Place {
+        self.end
+    }
+
+    /// Each line, and the place behind it.
+    pub fn lines(&self) -> impl Iterator<Item = (&[u8], Place)> {
         self.lines.iter().map(|(start, end, behind)| {
             let offset = self.start.offset + u64::from(*behind);
             let cut = self.end.in_cut_line && offset == self.end.offset;
             let place = Place { offset, in_cut_line: cut, ..self.end };
-            (&self.bytes[*start as usize..*end as usize], place.encode())
+            (&self.bytes[*start as usize..*end as usize], place)
         })
     }
 }
@@ -237,8 +242,8 @@ mod tests {
         let chunk = cut(bytes.clone(), Place::default(), false);
         assert_eq!(texts(&chunk), [&bytes[..LINE_BYTES_MAX]]);
         assert!(chunk.end.in_cut_line);
-        let (_, mark) = chunk.lines().last().unwrap();
-        assert_eq!(Place::decode(&mark), Some(chunk.end));
+        let (_, place) = chunk.lines().last().unwrap();
+        assert_eq!(place, chunk.end());
         bytes = b"rest of it\nnext\n".to_vec();
         let chunk = cut(bytes, chunk.end, false);
         assert_eq!((texts(&chunk), chunk.end.in_cut_line), (vec![&b"next"[..]], false));
@@ -262,9 +267,9 @@ mod tests {
                 seen = (seen + stop).min(text.len());
                 let from = place.offset as usize;
                 let chunk = cut(text[from..seen.max(from)].to_vec(), place, seen == text.len());
-                for (line, mark) in chunk.lines() {
+                for (line, place) in chunk.lines() {
                     got.push(line.to_vec());
-                    let behind = Place::decode(&mark).unwrap().offset as usize;
+                    let behind = place.offset as usize;
                     prop_assert!(text[..behind].ends_with(line) || text[..behind - 1].ends_with(line));
                 }
                 place = chunk.end;

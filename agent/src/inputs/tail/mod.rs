@@ -3,8 +3,9 @@
 //! A thread of its own reads the files (a stalled file system must not stop the worker), cuts
 //! them into lines and hands chunks to a task on the worker, which pushes each line with the
 //! position behind it. Line and position become durable in one entry of the spool, so a kill
-//! neither loses nor repeats a line. The thread moves on only when a chunk is durable, and the
-//! task takes no chunk while the spool has no room: a full spool stops reading and loses nothing.
+//! neither loses nor repeats a line. The thread moves on only to where its lines are durable, and
+//! the task takes only lines for which the lane has room: a full lane stops its own files and
+//! loses nothing.
 //!
 //! ```text
 //!   thread: patterns ─► files ─► chunk of lines ──► task: push(line, position) ──► spool
@@ -24,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use self::follow::Chunk;
+use self::mark::Place;
 use self::watch::{Reply, Watcher};
 use super::OpenFile;
 use super::socket::failed;
@@ -111,47 +113,45 @@ async fn take(
     let mut refused = BTreeSet::new();
     while let Some(chunk) = chunks.recv().await {
         let (file, data_id) = (chunk.file, chunk.data_id);
-        match push(spool, &chunk).await {
-            Ok(()) => {
-                let receipt = spool.receipt(data_id);
-                if chunk.is_full() {
-                    spool.flush(data_id);
-                }
-                let reply = reply.clone();
-                tokio::task::spawn_local(async move {
-                    let durable = receipt.await.is_ok();
-                    // A thread that is gone needs no answer.
-                    let _ = reply.send(Reply { file, durable });
-                });
-            }
-            Err(refusal) => {
-                if refused.insert(data_id) {
-                    tracing::error!(data_id, error = %refusal, "cannot follow files into a lane");
-                }
-                failed(Input::Tail, "lanes");
-                let _ = reply.send(Reply { file, durable: false });
+        let (taken, refusal) = push(spool, &chunk);
+        if refusal == Some(Refusal::Lanes) {
+            failed(Input::Tail, "lanes");
+            if refused.insert(data_id) {
+                tracing::error!(data_id, "cannot follow files: {}", Refusal::Lanes);
             }
         }
+        let receipt = spool.receipt(data_id);
+        if chunk.is_full() {
+            spool.flush(data_id);
+        }
+        let reply = reply.clone();
+        tokio::task::spawn_local(async move {
+            let kept = taken.is_some() && receipt.await.is_ok();
+            let durable = taken.filter(|_| kept);
+            // A thread that is gone needs no answer.
+            let _ = reply.send(Reply { file, durable });
+        });
         // A chunk is a millisecond of work: others come in between.
         tokio::task::yield_now().await;
     }
 }
 
-async fn push(spool: &Spool, chunk: &Chunk) -> Result<(), Refusal> {
-    while !spool.has_room(chunk.data_id) {
-        spool.room().await;
-    }
+/// Pushes the lines for which there is room; answers how far it came, and what stopped it. A lane
+/// without room stops its own files and no others.
+fn push(spool: &Spool, chunk: &Chunk) -> (Option<Place>, Option<Refusal>) {
     let now_ms = crate::clock::wall_ms();
-    for (line, mark) in chunk.lines() {
+    let mut taken = None;
+    for (line, place) in chunk.lines() {
+        let mark = place.encode();
         let mark = Some((&chunk.key[..], &mark[..]));
-        loop {
-            match spool.push_marked(Input::Tail, chunk.data_id, now_ms, line, mark) {
-                Ok(()) => break,
-                Err(Refusal::Disk | Refusal::Full) => spool.room().await,
-                Err(refusal) => return Err(refusal),
-            }
+        match spool.push_marked(Input::Tail, chunk.data_id, now_ms, line, mark) {
+            Ok(()) => taken = Some(place),
+            Err(refusal) => return (taken, Some(refusal)),
         }
     }
     // Where the chunk ends may be behind its last line, or there may be no line at all.
-    spool.mark(chunk.data_id, &chunk.key, &chunk.end_mark)
+    match spool.mark(chunk.data_id, &chunk.key, &chunk.end_mark) {
+        Ok(()) => (Some(chunk.end()), None),
+        Err(refusal) => (taken, Some(refusal)),
+    }
 }

@@ -27,11 +27,11 @@ const EXPAND: Duration = Duration::from_secs(2);
 /// How long a file that lost its name is watched: its writer may still have it open.
 const LINGER: Duration = Duration::from_secs(5);
 
-/// A chunk is durable, or the spool could not take it.
+/// How far a chunk is durable; nowhere when the spool has no room for its first line.
 #[derive(Debug)]
 pub struct Reply {
     pub file: u64,
-    pub durable: bool,
+    pub durable: Option<Place>,
 }
 
 /// The thread's state.
@@ -318,7 +318,8 @@ impl Watcher {
         Some(())
     }
 
-    /// Until no chunk is on its way. False when one was not taken: it is read again later.
+    /// Until no chunk is on its way. False when one was not taken whole: the rest is
+    /// read again later.
     fn wait_for_replies(&mut self) -> Option<bool> {
         let mut all = true;
         while self.files.iter().any(|file| file.pending.is_some()) {
@@ -326,10 +327,9 @@ impl Watcher {
             let Some(file) = self.files.iter_mut().find(|known| known.number == file) else {
                 continue;
             };
-            all &= durable;
-            if let (Some(place), true) = (file.pending.take(), durable) {
-                file.place = place;
-            }
+            all &= durable.is_some() && durable == file.pending;
+            file.pending = None;
+            file.place = durable.unwrap_or(file.place);
         }
         Some(all)
     }
