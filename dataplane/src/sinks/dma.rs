@@ -40,6 +40,8 @@ struct OpenFile {
     buffered: BufferedFile,
     direct: Option<DmaFile>,
     allocated: std::cell::Cell<u64>,
+    /// See [`plain`]: a write failed, and the file must be cut first.
+    torn: std::cell::Cell<bool>,
 }
 
 impl DmaDisk {
@@ -126,6 +128,7 @@ impl Inner {
             }
             DiskOp::Sync { file, durable } => {
                 let result = match self.get(file) {
+                    Ok(open) if open.torn.get() => Err(plain::torn()),
                     Ok(open) if durable => open.buffered.fdatasync().await.map_err(io::Error::from),
                     other => other.map(|_| ()),
                 };
@@ -133,7 +136,11 @@ impl Inner {
             }
             DiskOp::Truncate { file, length } => {
                 let cut = move |handle: File| plain::truncate(&handle, length);
-                DiskDone::Truncated(file, self.repair(file, cut).await)
+                let result = self.repair(file, cut).await;
+                if let (Ok(open), Ok(_)) = (self.get(file), &result) {
+                    open.torn.set(false);
+                }
+                DiskDone::Truncated(file, result)
             }
             DiskOp::Probe { file, length } => {
                 let probe = move |handle: File| plain::probe(&handle, length);
@@ -166,7 +173,8 @@ impl Inner {
             Some(_) => options.dma_open(&path).await.ok(),
             None => None,
         };
-        let open = OpenFile { handle, buffered, direct, allocated: length.into() };
+        let open =
+            OpenFile { handle, buffered, direct, allocated: length.into(), torn: false.into() };
         self.files.borrow_mut().insert(file, Rc::new(open));
         Ok(())
     }
@@ -203,6 +211,15 @@ impl Inner {
 
 impl OpenFile {
     async fn write(&self, write: Write) -> Result<Block, (Option<Block>, io::Error)> {
+        if self.torn.get() {
+            return Err((Some(write.block), plain::torn()));
+        }
+        let result = self.try_write(write).await;
+        self.torn.set(result.is_err());
+        result
+    }
+
+    async fn try_write(&self, write: Write) -> Result<Block, (Option<Block>, io::Error)> {
         let content = write.block.bytes();
         let whole = content.len() - content.len() % ALIGN;
         let direct = self.direct.as_ref().filter(|_| whole >= DIRECT_BYTES_MIN);

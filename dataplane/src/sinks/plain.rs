@@ -79,6 +79,11 @@ pub fn truncate(file: &File, length: u64) -> io::Result<Vec<u8>> {
     place::tail(file, length)
 }
 
+/// The error for what follows a failed write.
+pub fn torn() -> io::Error {
+    io::Error::other("an earlier write of this file failed")
+}
+
 /// Cuts a file before it is closed. If that fails, its checkpoint has it cut at the next start.
 pub fn cut(file: &File, length: u64, allocated: u64) {
     let longer = file.metadata().is_ok_and(|metadata| metadata.len() > length);
@@ -144,10 +149,21 @@ struct PlainFile {
     file: File,
     direct: Option<File>,
     allocated: u64,
+    /// A write failed: what was to follow it would leave a hole, until the file is cut.
+    torn: bool,
 }
 
 impl PlainFile {
     fn write(&mut self, write: &Write) -> io::Result<()> {
+        if self.torn {
+            return Err(torn());
+        }
+        let result = self.try_write(write);
+        self.torn = result.is_err();
+        result
+    }
+
+    fn try_write(&mut self, write: &Write) -> io::Result<()> {
         let content = write.block.bytes();
         let whole = content.len() - content.len() % ALIGN;
         let mut from = write.from;
@@ -203,15 +219,17 @@ impl PlainDisk {
                 )
             }
             DiskOp::Sync { file, durable } => {
-                let sync = |open: &mut PlainFile| {
-                    if durable { open.file.sync_data() } else { Ok(()) }
+                let sync = |open: &mut PlainFile| match durable {
+                    _ if open.torn => Err(torn()),
+                    true => open.file.sync_data(),
+                    false => Ok(()),
                 };
                 DiskDone::Synced(file, self.with(file, sync))
             }
             DiskOp::Truncate { file, length } => {
                 let cut = |open: &mut PlainFile| {
                     open.allocated = 0;
-                    truncate(&open.file, length)
+                    truncate(&open.file, length).inspect(|_| open.torn = false)
                 };
                 DiskDone::Truncated(file, self.with(file, cut))
             }
@@ -237,7 +255,10 @@ impl PlainDisk {
 
     fn keep(&mut self, file: FileId, handle: File, opened: Opened) -> Opened {
         let direct = open_direct(&handle);
-        self.files.insert(file, PlainFile { file: handle, direct, allocated: opened.length });
+        self.files.insert(
+            file,
+            PlainFile { file: handle, direct, allocated: opened.length, torn: false },
+        );
         opened
     }
 

@@ -90,6 +90,7 @@ pub struct MemDisk {
     pub faults: Faults,
     log: Vec<u8>,
     open: HashMap<FileId, String>,
+    torn: BTreeSet<FileId>,
     waiting: VecDeque<DiskOp>,
     inodes: u64,
 }
@@ -145,7 +146,8 @@ impl MemDisk {
             }
             DiskOp::Write { file, write } => {
                 let end = if faults.write { write.block.bytes().len() / 2 } else { usize::MAX };
-                let result = self.content(file).and_then(|content| {
+                let torn = self.torn.contains(&file);
+                let result = fail(torn).and_then(|()| self.content(file)).and_then(|content| {
                     let bytes = write.block.bytes();
                     let bytes = &bytes[..bytes.len().min(end)];
                     let at = write.offset as usize;
@@ -156,6 +158,9 @@ impl MemDisk {
                     content[at..at + bytes.len()].copy_from_slice(bytes);
                     fail(faults.write)
                 });
+                if result.is_err() {
+                    self.torn.insert(file);
+                }
                 let block = write.block;
                 DiskDone::Written(
                     file,
@@ -166,7 +171,8 @@ impl MemDisk {
                 )
             }
             DiskOp::Sync { file, .. } => {
-                let result = self.content(file).map(|_| ()).and_then(|()| fail(faults.sync));
+                let fails = faults.sync || self.torn.contains(&file);
+                let result = self.content(file).map(|_| ()).and_then(|()| fail(fails));
                 DiskDone::Synced(file, result)
             }
             DiskOp::Truncate { file, length } => {
@@ -176,6 +182,9 @@ impl MemDisk {
                     content.truncate(length as usize);
                     Ok(content[length as usize / ALIGN * ALIGN..].to_vec())
                 });
+                if result.is_ok() {
+                    self.torn.remove(&file);
+                }
                 DiskDone::Truncated(file, result)
             }
             DiskOp::Probe { file, .. } => DiskDone::Probed(file, fail(faults.write || faults.sync)),
