@@ -61,7 +61,8 @@ impl WorkerError {
 pub fn run(home: &Home) -> Result<(), WorkerError> {
     process::set_name("skein-agent");
     process::unblock_signals();
-    process::set_umask(0o077);
+    // Folders made for pushes are for all; what is ours lies in folders that are not.
+    process::set_umask(0o022);
     // An orphaned worker would stand in the way of the next supervisor's.
     process::die_with_parent(process::SIGTERM);
     let (config, unknown) = Config::load(&home.config())?;

@@ -510,6 +510,25 @@ fn another_user_gets_ids_groups_and_environment() {
     host.stop();
 }
 
+/// Found with two agents on one host: both put the task into the same cgroup, so that the timeout
+/// of one ended the other's script.
+#[test]
+fn two_agents_of_one_host_run_the_same_task_apart() {
+    let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (mut hasty, mut patient) = (Host::start(first.path()), Host::start(second.path()));
+    let gate = second.path().join("gate");
+    let mut task = script(&format!("until [ -e {} ]; do sleep 0.05; done", gate.display()));
+    patient.run(&task);
+    patient.until_state(TaskState::Running);
+    task.timeout_ms = 200;
+    hasty.run(&task);
+    assert_eq!(hasty.finish(&task).update.state(), TaskState::TimedOut);
+    std::fs::write(&gate, "").unwrap();
+    assert_eq!(patient.finish(&task).update.state(), TaskState::Succeeded);
+    hasty.stop();
+    patient.stop();
+}
+
 #[test]
 fn transfer_orders_pass_once() {
     let temp = tempfile::tempdir().unwrap();

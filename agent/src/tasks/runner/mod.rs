@@ -38,8 +38,11 @@ use crate::sys::user::{self, User};
 pub const CANCEL: u8 = b'c';
 /// Something in the files changed.
 pub const CHANGED: u8 = b'o';
-/// Marks a task's processes: `NAME=<task id>`.
+/// Tells a script which task it is.
 pub const TASK_VARIABLE: &str = "SKEIN_TASK_ID";
+/// Marks all processes of one runner, see [`mark`]. The task alone would not do: several agents of
+/// one host may run the same task.
+pub const RUNNER_VARIABLE: &str = "SKEIN_RUNNER";
 /// Another runner has this task.
 pub const EXIT_TAKEN: i32 = 75;
 
@@ -105,6 +108,11 @@ pub fn run(dir: &Path, worker: Option<UnixStream>) -> io::Result<i32> {
     }
 }
 
+/// What the environment of every process below `runner` contains.
+pub fn mark(runner: &ProcessId) -> String {
+    format!("{RUNNER_VARIABLE}={}.{}", runner.pid, runner.start_ticks)
+}
+
 struct Script {
     pid: u32,
     started_ms: i64,
@@ -132,9 +140,14 @@ impl Script {
         let (read, write) = process::pipe()?;
         let read = File::from(read);
         process::set_nonblocking(&read)?;
-        let cgroup = if spec.cgroup { Cgroup::create(&format!("skein-task-{id}")) } else { None };
+        let cgroup = if spec.cgroup {
+            Cgroup::create(&format!("skein-task-{id}-{}", std::process::id()))
+        } else {
+            None
+        };
         let procs = cgroup.as_ref().and_then(|group| group.procs_file().ok());
-        let program = program(spec, &id, write, procs)?;
+        let runner = me()?;
+        let program = program(spec, &id, &runner, write, procs)?;
         let tree = Tree::new(cgroup);
         let held = process::spawn_held(&program).map_err(|error| named("fork", error))?;
         // The write end stays with the child alone.
@@ -317,10 +330,17 @@ fn reap_all() {
     while process::reap().is_some() {}
 }
 
+fn me() -> io::Result<ProcessId> {
+    ProcessId::of(std::process::id()).ok_or_else(no_proc)
+}
+
+fn no_proc() -> io::Error {
+    io::Error::other("/proc does not show this process; is /proc mounted?")
+}
+
 fn write_started(dir: &Path, pid: u32, started_ms: i64, tree: &Tree) -> io::Result<()> {
-    let missing = || io::Error::other("/proc does not show the new process; is /proc mounted?");
-    let runner = ProcessId::of(std::process::id()).ok_or_else(missing)?;
-    let child = ProcessId::of(pid).ok_or_else(missing)?;
+    let runner = me()?;
+    let child = ProcessId::of(pid).ok_or_else(no_proc)?;
     let started = Started {
         runner_pid: runner.pid,
         runner_start_ticks: runner.start_ticks,
@@ -340,7 +360,13 @@ fn release(held: HeldChild, spec: &Spec) -> io::Result<()> {
     })
 }
 
-fn program(spec: &Spec, id: &str, output: OwnedFd, cgroup: Option<OwnedFd>) -> io::Result<Program> {
+fn program(
+    spec: &Spec,
+    id: &str,
+    runner: &ProcessId,
+    output: OwnedFd,
+    cgroup: Option<OwnedFd>,
+) -> io::Result<Program> {
     let own = user::effective_uid();
     let user = if spec.user.is_empty() { user::by_uid(own)? } else { user::by_name(&spec.user)? };
     let user = match user {
@@ -375,9 +401,10 @@ fn program(spec: &Spec, id: &str, output: OwnedFd, cgroup: Option<OwnedFd>) -> i
         ("LANG", "C.UTF-8"),
         (TASK_VARIABLE, id),
     ];
-    let environment = environment.map(|(name, value)| CString::new(format!("{name}={value}")));
+    let environment = environment.map(|(name, value)| format!("{name}={value}"));
+    let environment = environment.into_iter().chain([mark(runner)]).map(CString::new);
     let directory = CString::new(user.home)?;
-    let environment = environment.into_iter().collect::<Result<_, _>>()?;
+    let environment = environment.collect::<Result<_, _>>()?;
     Ok(Program { argv, environment, become_user, directory, output, script, cgroup })
 }
 

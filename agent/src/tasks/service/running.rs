@@ -20,7 +20,7 @@ use crate::tasks::journal::{Fact, Final};
 use crate::tasks::records::{self, Exit, Started};
 use crate::tasks::recovery::{Evidence, Recovery, decide};
 use crate::tasks::runner::cgroup::Cgroup;
-use crate::tasks::runner::{CANCEL, TASK_VARIABLE, tree};
+use crate::tasks::runner::{CANCEL, mark, tree};
 use crate::tasks::task::{self, Phase, Task};
 
 /// Attempts to start a runner that does not come up.
@@ -173,12 +173,10 @@ impl Service {
     pub(super) fn sweep(&mut self, id: &TaskId, started: Option<&Started>) {
         let Some(task) = self.tasks.get_mut(id) else { return };
         task.phase = Phase::Sweeping;
-        let same_boot = started.is_some_and(|s| s.boot_id == crate::sys::procfs::boot_id());
-        if !same_boot {
-            return self.swept(id, 0);
-        }
-        let cgroup = started.and_then(|started| Cgroup::existing(&started.cgroup));
-        let (mailbox, id, mark) = (self.mailbox.clone(), *id, format!("{TASK_VARIABLE}={id}"));
+        let same_boot = |started: &&Started| started.boot_id == crate::sys::procfs::boot_id();
+        let Some(started) = started.filter(same_boot) else { return self.swept(id, 0) };
+        let cgroup = Cgroup::existing(&started.cgroup);
+        let (mailbox, id, mark) = (self.mailbox.clone(), *id, mark(&started.runner()));
         let sweep = move || {
             let alive = tree::kill_leftovers(cgroup, &mark, SWEEP);
             let _ = mailbox.send(Letter::Swept(id, alive));
