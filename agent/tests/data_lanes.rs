@@ -152,8 +152,9 @@ impl Server {
             if let Some(epoch) = lane.epoch() {
                 lane.stored(epoch, lane.position_received());
             }
-            lane.take_ack().map(|ack| ServerFrame::Ack(ack).encode(out));
-            lane.take_credit().map(|credit| ServerFrame::Credit(credit).encode(out));
+            let ack = lane.take_ack().map(ServerFrame::Ack);
+            let credit = lane.take_credit().map(ServerFrame::Credit);
+            ack.into_iter().chain(credit).for_each(|frame| frame.encode(out));
         }
     }
 
@@ -168,7 +169,9 @@ impl Server {
         self.held.remove(&id);
         let mut out = Vec::new();
         let ready = self.lanes.get_mut(&id).and_then(LaneReceiver::resume);
-        ready.map(|ready| ServerFrame::LaneReady(ready).encode(&mut out));
+        if let Some(ready) = ready {
+            ServerFrame::LaneReady(ready).encode(&mut out);
+        }
         out
     }
 
