@@ -162,13 +162,24 @@ impl State {
     }
 
     fn peek(&mut self, data_id: u32) -> Peek {
+        let Some(lane) = self.lanes.get_mut(&data_id) else { return Peek::End };
+        let Some(reader) = &mut lane.reader else { return Peek::End };
+        let Some(batch) = reader.batches.front().cloned() else {
+            return self.load(data_id);
+        };
+        // The next ones are read while these are sent.
+        if reader.bytes < READ_AHEAD_BYTES / 2 && self.read_ahead_bytes < READ_AHEAD_TOTAL_BYTES {
+            self.load(data_id);
+        }
+        Peek::Batch(batch)
+    }
+
+    /// Has the next batches read from disk, if there are any that are not on their way.
+    fn load(&mut self, data_id: u32) -> Peek {
         let busy = self.read_ahead_bytes > 2 * READ_AHEAD_TOTAL_BYTES;
         let scarce = self.read_ahead_bytes > READ_AHEAD_TOTAL_BYTES;
         let Some(lane) = self.lanes.get_mut(&data_id) else { return Peek::End };
         let Some(reader) = &mut lane.reader else { return Peek::End };
-        if let Some(batch) = reader.batches.front() {
-            return Peek::Batch(batch.clone());
-        }
         if reader.loading {
             return Peek::Loading;
         }
