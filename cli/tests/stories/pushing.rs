@@ -22,23 +22,25 @@ fn same(one: &str, two: &Path) -> bool {
 #[test]
 fn a_file_arrives_with_mode_and_folder_on_every_host() {
     let world = World::new();
-    let _one = world.agent("one", AgentOptions::default());
-    let _two = world.agent("two", AgentOptions::default());
+    let one = world.agent("one", AgentOptions::default());
+    let two = world.agent("two", AgentOptions::default());
     for (name, bytes) in [("empty", 0), ("small", 1), ("block", 16384), ("large", 5_000_001)] {
         let file = file_of(&world, name, bytes);
-        let target = world.dir.path().join(format!("to/{name}"));
-        let to = format!("all:{}", target.display());
-        // Both agents are on this machine and write the same file: the last rename stays.
-        let arguments = ["push", &file, "--mkdir", "--mode", "0750", "--to", &to];
-        let out = world.skein_ends(0, &arguments);
-        assert!(out.contains("verified on 2 of 2 hosts"), "{out}");
-        let received = target.join(name);
-        assert!(same(&file, &received), "{name}");
-        assert_eq!(received.metadata().unwrap().permissions().mode() & 0o777, 0o750);
-        let others = std::fs::read_dir(&target).unwrap().count();
-        assert_eq!(others, 1, "nothing is left aside");
+        // Both agents are on this machine, so each gets a folder of its own.
+        for agent in [&one, &two] {
+            let target = agent.host().join(format!("to/{name}"));
+            let to = format!("{}:{}", agent.id(), target.display());
+            let arguments = ["push", &file, "--mkdir", "--mode", "0750", "--to", &to];
+            let out = world.skein_ends(0, &arguments);
+            assert!(out.contains("verified on 1 of 1 host"), "{out}");
+            let received = target.join(name);
+            assert!(same(&file, &received), "{name}");
+            assert_eq!(received.metadata().unwrap().permissions().mode() & 0o777, 0o750);
+            let others = std::fs::read_dir(&target).unwrap().count();
+            assert_eq!(others, 1, "nothing is left aside");
+        }
     }
-    assert_eq!(world.skein_json(&["transfer", "ls"]).as_array().unwrap().len(), 4);
+    assert_eq!(world.skein_json(&["transfer", "ls"]).as_array().unwrap().len(), 8);
 }
 
 #[test]

@@ -57,12 +57,16 @@ fn streams_and_routes_are_added_listed_and_removed_while_running() {
     let data_id = route["data_id"].as_u64().unwrap() as u32;
     assert!(data_id >= 1_500_000, "the server chooses: {data_id}");
     emit(&agent, data_id, 0..100);
-    let file = world.server.dir().join(format!("data/sinks/plain/{data_id}.txt"));
-    wait_for("the file of lines", WAIT, || {
-        let text = std::fs::read_to_string(&file).ok()?;
-        (text.trim_end_matches('\0').lines().count() == 100).then_some(())
+    // Writers never share a file, so each puts its number before the extension.
+    let folder = world.server.dir().join("data/sinks/plain");
+    let file = wait_for("the file of lines", WAIT, || {
+        let entry = std::fs::read_dir(&folder).ok()?.next()?.ok()?;
+        let text = std::fs::read_to_string(entry.path()).ok()?;
+        (text.trim_end_matches('\0').lines().count() == 100).then_some(entry.path())
     })
-    .unwrap_or_else(|error| panic!("{error}: {}", file.display()));
+    .unwrap_or_else(|error| panic!("{error}: {}", folder.display()));
+    let name = file.file_name().unwrap().to_str().unwrap();
+    assert!(name.starts_with(&data_id.to_string()) && name.ends_with(".txt"), "{name}");
     assert!(world.skein_ends(0, &["stream", "ls"]).contains("plain"));
     let routes = world.skein_ends(0, &["route", "ls"]);
     assert!(routes.contains(&data_id.to_string()), "{routes}");

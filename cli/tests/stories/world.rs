@@ -16,10 +16,12 @@ use skein_controlplane::api::types::{Agent, AgentState};
 pub const WAIT: Duration = Duration::from_secs(60);
 
 /// A server and a folder for everything.
+///
+/// Fields are dropped in order: the folder goes when nothing writes into it any more.
 pub struct World {
-    pub dir: tempfile::TempDir,
-    pub binaries: Binaries,
     pub server: LocalServer,
+    pub binaries: Binaries,
+    pub dir: tempfile::TempDir,
 }
 
 impl World {
@@ -34,7 +36,7 @@ impl World {
         let options = ServerOptions { config: config.to_owned(), ..ServerOptions::default() };
         let server = LocalServer::start(&binaries, &dir.path().join("server"), &options)
             .unwrap_or_else(|error| panic!("{error}"));
-        Self { dir, binaries, server }
+        Self { server, binaries, dir }
     }
 
     /// An agent that is online.
@@ -63,7 +65,12 @@ impl World {
 
     /// What the server says about an agent.
     pub fn view(&self, id: &str) -> Option<Agent> {
-        self.server.client().agents(id).ok()?.into_iter().find(|agent| agent.agent_id == id)
+        let client = self.server.client();
+        let find = |selector: &str| {
+            client.agents(selector).ok()?.into_iter().find(|agent| agent.agent_id == id)
+        };
+        // Revoked agents show themselves only to whom asks for them.
+        find("all").or_else(|| find("state=revoked"))
     }
 
     pub fn wait_state(&self, agent: &LocalAgent, state: AgentState) {
