@@ -8,6 +8,11 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How often, and how far apart, the removal of a group is tried: 200 ms in all.
+const REMOVE_ATTEMPTS: u32 = 20;
+const REMOVE_PAUSE: Duration = Duration::from_millis(10);
 
 /// The group of one script.
 #[derive(Debug)]
@@ -57,9 +62,17 @@ impl Cgroup {
         fs::write(self.dir.join("cgroup.kill"), "1").is_ok()
     }
 
-    /// Removes the group if nobody is in it.
+    /// Removes the group if nobody is in it, or whoever is in it is just ending: a process closes
+    /// its files a moment before it leaves its group.
     pub fn remove(&self) {
-        let _ = fs::remove_dir(&self.dir);
+        for _ in 0..REMOVE_ATTEMPTS {
+            match fs::remove_dir(&self.dir) {
+                Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+                    std::thread::sleep(REMOVE_PAUSE);
+                }
+                _ => return,
+            }
+        }
     }
 }
 

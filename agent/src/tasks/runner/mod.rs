@@ -295,7 +295,6 @@ impl Script {
         workers.notify();
         drop(workers);
         let _ = std::fs::remove_file("ctl.sock");
-        self.tree.remove();
         // The folder may be removed now.
         std::env::set_current_dir("/")?;
         self.drain(&mut signals)
