@@ -147,8 +147,8 @@ impl Script {
         };
         let procs = cgroup.as_ref().and_then(|group| group.procs_file().ok());
         let runner = me()?;
-        let program = program(spec, &id, &runner, write, procs)?;
         let tree = Tree::new(cgroup);
+        let program = program(spec, &id, &runner, write, procs).inspect_err(|_| tree.remove())?;
         let held = process::spawn_held(&program).map_err(|error| named("fork", error))?;
         // The write end stays with the child alone.
         drop(program);
