@@ -2,6 +2,8 @@
 //! interleaving of arrivals, repeats, reconnects, faults, changes of routes and crashes loses or
 //! repeats a record.
 
+#![allow(clippy::unwrap_used)] // helpers of tests
+
 mod router_support;
 
 use std::sync::Arc;
@@ -255,7 +257,7 @@ enum Step {
     Send(usize),
     Deliver(usize),
     Receive(usize),
-    DiskStep(usize),
+    Disk(usize),
     Pass(u64),
     Reconnect(usize),
     Crash(usize),
@@ -282,7 +284,7 @@ fn step() -> impl Strategy<Value = Step> {
         16 => lane.clone().prop_map(Step::Send),
         16 => lane.clone().prop_map(Step::Deliver),
         10 => lane.clone().prop_map(Step::Receive),
-        20 => any::<usize>().prop_map(Step::DiskStep),
+        20 => any::<usize>().prop_map(Step::Disk),
         8 => prop_oneof![Just(1u64), Just(60), Just(1_500), Just(4_000_000)].prop_map(Step::Pass),
         2 => lane.clone().prop_map(Step::Reconnect),
         2 => any::<usize>().prop_map(Step::Crash),
@@ -327,7 +329,7 @@ fn run(steps: Vec<Step>) {
             Step::Receive(lane) => {
                 world.lanes[lane].receive();
             }
-            Step::DiskStep(pick) => {
+            Step::Disk(pick) => {
                 world.disk_step(pick);
             }
             Step::Pass(ms) => world.pass(ms),

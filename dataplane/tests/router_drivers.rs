@@ -1,5 +1,7 @@
 //! The whole router on real files with both disk drivers: threads, queue, checkpoints, recovery.
 
+#![allow(clippy::unwrap_used)] // helpers of tests
+
 mod router_support;
 
 use std::collections::BTreeMap;

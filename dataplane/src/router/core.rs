@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use skein_wire::compress::Decompressor;
-use skein_wire::data::{Hold, HoldReason, ServerFrame};
+use skein_wire::data::{Ack, Hold, HoldReason, ServerFrame};
 use skein_wire::fleet::v1 as fleet;
 use skein_wire::ids::DataId;
 
@@ -195,6 +195,10 @@ impl RouterCore {
         self.now = now;
         self.retry_altered();
         self.retry_failed();
+        if now.mono_ms >= self.kept_house_ms + HOUSEKEEPING_MS {
+            self.kept_house_ms = now.mono_ms;
+            self.close_files_past_their_time();
+        }
         self.start_flush_if_due();
         self.apply_table_if_quiet();
         self.log_if_idle();
@@ -207,10 +211,6 @@ impl RouterCore {
         if self.lanes.has_changed() && now.mono_ms >= self.reported_ms + REPORT_MS {
             self.reported_ms = now.mono_ms;
             self.reports.push(RouterReport::Lanes(self.lanes.take_changed(REPORT_LANES_MAX)));
-        }
-        if now.mono_ms >= self.kept_house_ms + HOUSEKEEPING_MS {
-            self.kept_house_ms = now.mono_ms;
-            self.close_files_past_their_time();
         }
     }
 
@@ -280,16 +280,22 @@ impl RouterCore {
         }
         let was_held = std::mem::replace(&mut lane.hold, wanted).is_some();
         let data_id = lane.data_id;
+        let mut ack = None;
         let frame = match wanted {
             Some(reason) => {
                 lane.stale_end = lane.stale_end.max(Some(lane.rx.position_received()));
                 self.meter.lane_held(reason);
                 Some(ServerFrame::Hold(Hold { data_id, reason }))
             }
-            None => lane.rx.resume().map(ServerFrame::LaneReady),
+            None => {
+                // An ack that came with the hold meant nothing to an agent that had not sent yet.
+                let (epoch, next) = (lane.epoch(), lane.rx.position_stored());
+                ack = Some(ServerFrame::Ack(Ack { data_id, epoch, next }));
+                lane.rx.resume().map(ServerFrame::LaneReady)
+            }
         };
         self.meter.lane_moved(Some(was_held), Some(wanted.is_some()));
-        self.replies.extend(frame.map(|frame| (session, frame)));
+        self.replies.extend(frame.into_iter().chain(ack).map(|frame| (session, frame)));
         self.lanes.mark_changed(index);
     }
 }

@@ -259,10 +259,11 @@ impl RouterCore {
         header: &BatchHeader,
         raw: Option<&[u8]>,
     ) {
+        let mut marked = false;
         for at in 0.. {
             let Some(lane) = self.lanes.get_mut(index) else { return };
             let generation = lane.generation;
-            let Some(step) = lane.streams.get(at).copied() else { return };
+            let Some(step) = lane.streams.get(at).copied() else { break };
             if !step.active || step.written >= header.end() {
                 continue;
             }
@@ -294,10 +295,31 @@ impl RouterCore {
             stream.dirty_since_ms.get_or_insert(self.now.mono_ms);
             let (epoch, position) = (header.epoch, header.end());
             stream.marks.push(Mark { lane: index, generation, epoch, position });
+            marked = true;
             if let Some(lane) = self.lanes.get_mut(index) {
                 lane.streams[at].written = position;
             }
             self.write_full_blocks(file);
+        }
+        if !marked {
+            self.acknowledge_known(index);
+        }
+    }
+
+    /// A batch came again that every stream has: no flush will speak of it. What a checkpoint
+    /// under way says is left to its end.
+    fn acknowledge_known(&mut self, index: LaneIndex) {
+        let Some(lane) = self.lanes.get_mut(index) else { return };
+        if self.flush.is_some() && lane.touched == self.flushes {
+            return;
+        }
+        let (epoch, position) = (lane.epoch(), lane.stored_everywhere());
+        lane.rx.stored(epoch, position);
+        let Some(session) = lane.session else { return };
+        let (ack, credit) = (lane.rx.take_ack(), lane.rx.take_credit());
+        let ack = ack.map(ServerFrame::Ack);
+        for frame in ack.into_iter().chain(credit.map(ServerFrame::Credit)) {
+            self.reply(session, frame);
         }
     }
 }

@@ -203,11 +203,12 @@ mod tests {
 
     #[test]
     fn wrong_configurations_say_what_is_wrong() {
-        let changes: [(&dyn Fn(&mut fleet::FileStream), &str); 4] = [
-            (&|file| file.directory = "relative".to_owned(), "absolute"),
-            (&|file| file.path_template = "../x".to_owned(), "below"),
-            (&|file| file.format = "xml".to_owned(), "json"),
-            (&|file| file.durability = "maybe".to_owned(), "process"),
+        type Change = fn(&mut fleet::FileStream);
+        let changes: [(Change, &str); 4] = [
+            (|file| file.directory = "relative".to_owned(), "absolute"),
+            (|file| file.path_template = "../x".to_owned(), "below"),
+            (|file| file.format = "xml".to_owned(), "json"),
+            (|file| file.durability = "maybe".to_owned(), "process"),
         ];
         for (change, expected) in changes {
             let error = StreamConfig::check(&stream(change)).unwrap_err();

@@ -1,6 +1,6 @@
 //! A world for router tests: a disk in memory with faults and crashes, agents with real
 //! [`LaneSender`]s, and pipes between them that deliver when the test says so.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::io;
