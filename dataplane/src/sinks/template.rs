@@ -184,10 +184,11 @@ fn check_components(text: &str) -> Result<(), TemplateError> {
 /// Puts `-{writer}` before the extension of the last component.
 fn insert_writer(parts: &mut Vec<Part>) {
     let added = [Part::Text("-".to_owned()), Part::Writer];
+    let follows = parts.len() > 1;
     if let Some(Part::Text(last)) = parts.last_mut() {
         let name = last.rfind('/').map_or(0, |slash| slash + 1);
         // A dot that begins the whole name hides a file and is no extension.
-        let first = if name == 0 && parts_before_name(last) { 0 } else { name + 1 };
+        let first = if name == 0 && follows { 0 } else { name + 1 };
         if let Some(dot) = last.get(first..).and_then(|text| text.rfind('.')) {
             let extension = last.split_off(first + dot);
             if last.is_empty() {
@@ -199,11 +200,6 @@ fn insert_writer(parts: &mut Vec<Part>) {
         }
     }
     parts.extend(added);
-}
-
-/// A last text without `/` that starts with a dot continues a placeholder's name.
-fn parts_before_name(last: &str) -> bool {
-    last.starts_with('.')
 }
 
 /// A name as part of a file name: what a path may not have becomes `_`.
