@@ -155,7 +155,7 @@ catalogue! {
         DATA_RECORDS_MISSING = Counter "skein_data_records_missing_total" ["data_id"] "Records that an agent dropped before it could send them.";
         DATA_BATCHES_REFUSED = Counter "skein_data_batches_refused_total" ["reason"] "Batches that broke a rule: checksum, decompression, order, credit.";
         DATA_ACKS_SENT = Counter "skein_data_acks_sent_total" [] "Acknowledgements sent to agents.";
-        DATA_CREDIT_BYTES = Gauge "skein_data_credit_bytes" [] "Credit granted to agents and not yet used.";
+        DATA_CREDITS_SENT = Counter "skein_data_credits_sent_total" [] "Credits (leave to send more of a lane) sent to agents.";
         DATA_LANES = Gauge "skein_data_lanes" ["state"] "Lanes open on this process, by state (flowing, held).";
         DATA_LANES_HELD = Counter "skein_data_lanes_held_total" ["reason"] "Times that a lane was held, by reason.";
         DATA_ROUTER_QUEUE_BYTES = Gauge "skein_data_router_queue_bytes" ["worker"] "Bytes of batches that wait for a router worker.";

@@ -263,6 +263,9 @@ impl RouterCore {
     }
 
     pub(super) fn reply(&mut self, session: SessionRef, frame: ServerFrame) {
+        if matches!(frame, ServerFrame::Credit(_)) {
+            self.meter.credits.increment(1);
+        }
         self.replies.push((session, frame));
     }
 

@@ -82,6 +82,8 @@ pub struct Meter {
     other: DataMeter,
     /// Acks pushed.
     pub acks: Counter,
+    /// Credits sent.
+    pub credits: Counter,
     /// Bytes of checkpoint frames stored.
     pub checkpoint_bytes: Counter,
     /// Checkpoint frames that could not be stored.
@@ -105,6 +107,7 @@ impl Meter {
             data: HashMap::new(),
             other: DataMeter::new("other".to_owned()),
             acks: counter!(names::DATA_ACKS_SENT),
+            credits: counter!(names::DATA_CREDITS_SENT),
             checkpoint_bytes: counter!(names::DATA_CHECKPOINT_BYTES),
             checkpoint_errors: counter!(names::DATA_CHECKPOINT_ERRORS),
             files_open: gauge!(names::DATA_SINK_FILES_OPEN),
