@@ -11,6 +11,17 @@ fn an_agent_joins_with_the_command_that_the_server_prints() {
     let world = World::new();
     let command = world.skein_ends(0, &["token", "create", "--note", "for web-1"]);
     assert!(command.starts_with("skein-agent enrol "), "{command}");
+    let home = world.host("typed").join("agent");
+    let mut words = command.split_whitespace();
+    assert_eq!(words.next(), Some("skein-agent"));
+    let typed = std::process::Command::new(&world.binaries.agent)
+        .args(words)
+        .arg("--home")
+        .arg(&home)
+        .output()
+        .unwrap();
+    assert!(typed.status.success(), "{command}{}", String::from_utf8_lossy(&typed.stderr));
+    assert!(home.join("identity/agent_id").exists());
     let list = world.skein_ends(0, &["token", "ls"]);
     assert!(list.contains("for web-1"), "{list}");
     let options = AgentOptions {
