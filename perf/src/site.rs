@@ -105,6 +105,8 @@ impl Site {
         ensure!(status.success(), "enrolment failed");
         let config = home.join("agent.toml");
         let text = std::fs::read_to_string(&config)?;
+        let text: Vec<&str> = text.lines().filter(|line| !line.starts_with("metrics =")).collect();
+        let text = text.join("\n");
         std::fs::write(&config, format!("metrics = \"off\"\n{text}\n{more}\n"))?;
         let online = self.online()?;
         let supervisor = Command::new(binary("skein-agent")?)
