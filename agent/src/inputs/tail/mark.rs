@@ -29,7 +29,9 @@ impl Fingerprint {
 
     /// Whether a file that begins like this may be the same.
     pub fn matches(&self, head: &[u8]) -> bool {
-        head.get(..self.bytes.into()).is_some_and(|head| Fingerprint::of(head) == *self)
+        // One that covers nothing, as of a file that was never read, fits every file.
+        let covered = head.get(..self.bytes.into());
+        self.bytes == 0 || covered.is_some_and(|head| Fingerprint::of(head) == *self)
     }
 }
 
@@ -102,6 +104,13 @@ fn be(bytes: &[u8]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_that_was_never_read_is_not_a_truncated_one() {
+        assert!(Fingerprint::default().matches(b""));
+        assert!(Fingerprint::default().matches(b"already written to"));
+        assert!(!Fingerprint::of(b"abc").matches(b"ab"));
+    }
 
     #[test]
     fn places_and_keys_are_read_back() {
