@@ -1,8 +1,13 @@
 #!/usr/bin/env bash
-# `make perf` lists the measurements; `scripts/perf.sh NAME ARGS...` runs one from a release build.
-# Results with their conditions are in perf/results.
+# Runs a measurement with release builds: `scripts/perf.sh NAME ARGS...`; without a name it lists
+# them. perf/results/ keeps reports with their conditions.
 source "$(dirname "$0")/lib.sh"
-scripts/bootstrap.sh build
-if [ $# -eq 0 ]; then set -- --help; fi
-cargo build -q --release --bins -p skein -p skein-agent -p skein-perf
+if [ $# -eq 0 ]; then
+  echo "scripts/perf.sh NAME [ARGS], with NAME one of:"
+  awk '/^    \/\/\/ / { sub(/^ *\/\/\/ /, ""); doc = $0 }
+       /^    [A-Z][a-z]+\(/ { name = $1; sub(/\(.*/, "", name); printf "  %-10s %s\n", tolower(name), doc }' perf/src/main.rs
+  exit
+fi
+# Sites are made of the shipped binaries, which stand beside the harness.
+cargo build -q --release -p skein -p skein-agent -p skein-perf
 exec target/release/skein-perf "$@"
