@@ -160,7 +160,6 @@ catalogue! {
         DATA_LANES_HELD = Counter "skein_data_lanes_held_total" ["reason"] "Times that a lane was held, by reason.";
         DATA_ROUTER_QUEUE_BYTES = Gauge "skein_data_router_queue_bytes" ["worker"] "Bytes of batches that wait for a router worker.";
         DATA_ROUTER_QUEUE_MESSAGES = Gauge "skein_data_router_queue_messages" ["worker"] "Messages that wait for a router worker.";
-        DATA_ROUTER_LATE_WAKES = Counter "skein_data_router_late_wakes_total" [] "Times that a router worker found messages on looking again that had not woken it.";
         DATA_SINK_RECORDS = Counter "skein_data_sink_records_total" ["stream"] "Records written and flushed to a sink.";
         DATA_SINK_BYTES = Counter "skein_data_sink_bytes_total" ["stream"] "Bytes written and flushed to a sink.";
         DATA_SINK_ERRORS = Counter "skein_data_sink_errors_total" ["stream", "error"] "Failed writes or flushes of a sink.";

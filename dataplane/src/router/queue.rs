@@ -183,11 +183,6 @@ impl QueueReceiver {
         Some(message)
     }
 
-    /// Whether a message waits.
-    pub fn waits(&self) -> bool {
-        !self.receiver.is_empty()
-    }
-
     /// Waits for a message; `None` after the last sender is gone.
     pub async fn next(&self) -> Option<ToRouter> {
         let message = self.receiver.recv_async().await.ok()?;

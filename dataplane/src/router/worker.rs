@@ -44,16 +44,6 @@ const STOP_MS: u64 = 15_000;
 /// Longest wait when nothing is due.
 const IDLE: Duration = Duration::from_secs(3_600);
 
-/// Longest sleep of a glommio worker: shortly after work, and later. An executor that is parked is
-/// woken by other threads through an eventfd; on busy machines workers were seen asleep although
-/// messages waited, for tens of seconds. Nothing is lost by that, but agents wait. Looking again
-/// costs some 50 us a time.
-const CHECK_BUSY: Duration = Duration::from_millis(100);
-const CHECK_IDLE: Duration = Duration::from_secs(1);
-
-/// Work this recent makes a worker busy.
-const BUSY_MS: u64 = 5_000;
-
 /// Registered memory of one executor; three rings register it, and 8 MiB is a usual limit of
 /// locked memory.
 const IO_MEMORY_BYTES: usize = 2 << 20;
@@ -421,7 +411,6 @@ async fn run_glommio(mut shell: Shell, log: &Path) -> io::Result<()> {
     let waker = finished.clone();
     let disk = DmaDisk::new(log, Box::new(move || waker.set()))?;
     let mut done: Vec<DiskDone> = Vec::new();
-    let mut worked_ms = 0;
     loop {
         finished.clear();
         disk.take_done(&mut done);
@@ -442,15 +431,11 @@ async fn run_glommio(mut shell: Shell, log: &Path) -> io::Result<()> {
             yield_once().await;
             continue;
         }
-        if begun || taken > 0 {
-            worked_ms = now.mono_ms;
-        }
         if taken > 0 {
             glommio::timer::sleep(LINGER).await;
             continue;
         }
-        let busy = now.mono_ms < worked_ms + BUSY_MS;
-        match next_event(&shell, &finished, if busy { CHECK_BUSY } else { CHECK_IDLE }).await {
+        match next_event(&shell, &finished).await {
             Woken::Message(message) => {
                 let now = shell.now();
                 shell.core.handle(now, message);
@@ -469,21 +454,14 @@ enum Woken {
     Orphaned,
 }
 
-async fn next_event(shell: &Shell, finished: &Event, check: Duration) -> Woken {
+async fn next_event(shell: &Shell, finished: &Event) -> Woken {
     use std::future::Future;
     use std::task::Poll;
     let accepts = shell.accepts();
     let mut message = std::pin::pin!(shell.queue.next());
-    let due = shell.idle_time();
-    let mut timer = std::pin::pin!(glommio::timer::Timer::new(due.min(check)));
+    let mut timer = std::pin::pin!(glommio::timer::Timer::new(shell.idle_time()));
     std::future::poll_fn(|context| {
-        if finished.poll(context) {
-            return Poll::Ready(Woken::Due);
-        }
-        if timer.as_mut().poll(context).is_ready() {
-            if check < due && accepts && shell.queue.waits() {
-                metrics::counter!(names::DATA_ROUTER_LATE_WAKES).increment(1);
-            }
+        if finished.poll(context) || timer.as_mut().poll(context).is_ready() {
             return Poll::Ready(Woken::Due);
         }
         if !accepts {
