@@ -12,8 +12,8 @@ pub struct Cpu {
 }
 
 impl Cpu {
-    /// Of process `pid`, all threads, from /proc/PID/task/*/schedstat-precise sources where the
-    /// kernel has them, else from /proc/PID/stat (ticks of 10 ms).
+    /// Of process `pid`, all threads, from /proc/PID/stat: in ticks of 10 ms, so short spans need
+    /// many operations.
     pub fn of(pid: u32) -> anyhow::Result<Self> {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))
             .with_context(|| format!("process {pid} is gone"))?;

@@ -16,7 +16,7 @@ use crate::quantity;
 use crate::recount::Recount;
 
 /// Longest wait without any record arriving.
-const STALL_TIME_MAX: Duration = Duration::from_secs(120);
+const STALL_TIME_MAX: Duration = Duration::from_secs(30);
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 /// Lines that are appended to each tailed file at a time.
 const APPEND_LINES: usize = 2_000;
