@@ -1,0 +1,187 @@
+//! Pushes: one file to many hosts.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// Starts a push of one file.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TransferRequest {
+    /// Where the file comes from.
+    pub source: TransferSource,
+    /// Which agents receive it (selector).
+    pub targets: String,
+    /// Folder on the targets, absolute.
+    pub directory: String,
+    /// Name there (default: the source's).
+    #[serde(default)]
+    pub file_name: Option<String>,
+    /// Permission bits there (default: the source's).
+    #[serde(default)]
+    pub mode: Option<u32>,
+    /// `user` or `user:group` (default: the agent's own).
+    #[serde(default)]
+    pub owner: Option<String>,
+    /// Make the folder where it is missing.
+    #[serde(default)]
+    pub create_directory: bool,
+    /// Per host; absent or 0: no limit.
+    #[serde(default)]
+    pub rate_limit_bytes_per_s: Option<u64>,
+    /// A host that cannot be reached within this time ends as `undeliverable` (default 30,000).
+    #[serde(default)]
+    pub deliver_within_ms: Option<u64>,
+    /// A host without final report after this time ends as `expired` (default 6 hours).
+    #[serde(default)]
+    pub timeout_ms: Option<u64>,
+}
+
+/// Where a file comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum TransferSource {
+    /// A file that was uploaded into the server's cache.
+    Upload {
+        /// Its id.
+        upload_id: String,
+    },
+    /// A file on an agent's host.
+    Agent {
+        /// The agent: id, host name or address; must match exactly one.
+        agent: String,
+        /// Absolute path there.
+        path: String,
+    },
+}
+
+/// Where a transfer stands as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TransferPhase {
+    /// The source agent hashes the file.
+    Offering,
+    /// The server takes the file from the source agent.
+    Fetching,
+    /// The file flows to the targets.
+    Running,
+    /// Every target has a final state.
+    Ended,
+}
+
+/// Where one host stands in a transfer. Every host ends in exactly one of the final states.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TransferHostState {
+    /// Not yet told.
+    Pending,
+    /// Told, not yet answered.
+    Sent,
+    /// Queued on the agent.
+    Waiting,
+    /// Blocks flow.
+    Running,
+    /// Final: verified, flushed and renamed into place.
+    Done,
+    /// Final: `error` says why.
+    Failed,
+    /// Final: cancelled by the operator.
+    Cancelled,
+    /// Final: the agent refused the order; `error` says why.
+    Refused,
+    /// Final: the agent could not be reached in time; nothing was started there.
+    Undeliverable,
+    /// Final: the agent took the order and gave no final report in time.
+    Expired,
+}
+
+impl TransferHostState {
+    /// Whether it will never change again.
+    pub fn is_final(self) -> bool {
+        self >= TransferHostState::Done
+    }
+}
+
+/// One transfer as a whole.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Transfer {
+    /// Its id.
+    pub transfer_id: String,
+    /// Where it stands.
+    pub phase: TransferPhase,
+    /// Where the file comes from.
+    pub source: TransferSource,
+    /// The selector, as it was asked.
+    pub targets: String,
+    /// Folder on the targets.
+    pub directory: String,
+    /// Name on the targets.
+    pub file_name: String,
+    /// How the file travels: `direct`.
+    pub gear: String,
+    /// Size of the file; 0 before it is known.
+    pub size_bytes: u64,
+    /// SHA-256 merkle root, hex; empty before it is known.
+    pub root: String,
+    /// Why the transfer as a whole failed (the source, for example); else empty.
+    pub error: String,
+    /// When it was created.
+    pub created_ms: i64,
+    /// When the last target ended; absent while it runs.
+    pub ended_ms: Option<i64>,
+    /// Hosts by state; states that no host is in are absent.
+    pub hosts_by_state: BTreeMap<String, u64>,
+    /// Number of hosts.
+    pub hosts_total: u64,
+    /// Hosts in state `done`.
+    pub hosts_done: u64,
+    /// Verified bytes over all hosts.
+    pub verified_bytes: u64,
+    /// Of those, what earlier runs had left on the hosts.
+    pub resumed_bytes: u64,
+    /// Bytes per second over all hosts: since the last report while it runs, overall at the end.
+    pub bytes_per_s: u64,
+}
+
+/// One transfer with a page of its hosts.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TransferDetail {
+    /// The whole.
+    pub transfer: Transfer,
+    /// The page, in order of agent id.
+    pub hosts: Vec<TransferHost>,
+    /// Give as `after` for the next page; absent on the last.
+    pub next: Option<String>,
+}
+
+/// One host of a transfer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TransferHost {
+    /// The agent.
+    pub agent_id: String,
+    /// Its host name when the transfer began.
+    pub hostname: String,
+    /// Where it stands.
+    pub state: TransferHostState,
+    /// Bytes that are verified on its disk.
+    pub verified_bytes: u64,
+    /// Of those, what an earlier run had left.
+    pub resumed_bytes: u64,
+    /// Blocks that were refused because their hash was wrong.
+    pub refused_blocks: u64,
+    /// Bytes per second of this run.
+    pub bytes_per_s: u64,
+    /// Empty unless something is wrong.
+    pub error: String,
+    /// By the agent's report; 0 before.
+    pub started_ms: i64,
+    /// By the agent's report; 0 before.
+    pub ended_ms: i64,
+}
+
+/// Transfers, newest first (at most the server's history).
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct TransferList {
+    /// The transfers.
+    pub transfers: Vec<Transfer>,
+}
