@@ -250,7 +250,15 @@ fn an_incomplete_file_never_gets_its_name() {
     fixture.write(&mut part, 0..3);
     let error = part.finish(&attributes()).unwrap_err();
     assert!(matches!(error, FileError::Incomplete { block: 3, .. }), "{error}");
-    assert_eq!(names(&fixture.path("target")), [PART]);
+    assert_eq!(names(&fixture.path("target")), [""; 0]);
+}
+
+#[test]
+fn what_cannot_be_opened_leaves_nothing() {
+    let fixture = fixture(100_000);
+    fs::remove_dir(fixture.path("state")).unwrap();
+    assert!(fixture.open().is_err());
+    assert_eq!(names(&fixture.path("target")), [""; 0]);
 }
 
 #[test]
@@ -305,13 +313,41 @@ fn odd_but_legal_names_arrive() {
 }
 
 #[test]
-fn a_directory_under_the_final_name_fails_and_keeps_the_file() {
+fn directories_pipes_and_devices_are_not_replaced() {
     let fixture = fixture(100);
-    fs::create_dir(fixture.path("target/final.bin")).unwrap();
+    let place = fixture.path("target/final.bin");
+    let pipe = std::process::Command::new("mkfifo").arg(&place).status().unwrap();
+    assert!(pipe.success());
+    assert!(matches!(fixture.open(), Err(FileError::Occupied { .. })));
+    fs::remove_file(&place).unwrap();
+    fs::create_dir(&place).unwrap();
+    assert!(matches!(fixture.open(), Err(FileError::Occupied { .. })));
+    fs::remove_dir(&place).unwrap();
+    let dev = TargetDir::open(Path::new("/dev"), false).unwrap();
+    let (manifest, state) = (&fixture.manifest, fixture.path("state"));
+    let device = PartialFile::open(dev, b"null", &TRANSFER, manifest, &state);
+    assert!(matches!(device, Err(FileError::Occupied { what: "a device", .. })));
+    // One that comes while the file is received is met by its end, which then leaves nothing.
     let mut part = fixture.open().unwrap();
     fixture.write(&mut part, 0..1);
-    assert!(part.finish(&attributes()).is_err());
-    assert!(fixture.open().unwrap().claimed().is_some());
+    fs::create_dir(&place).unwrap();
+    assert!(matches!(part.finish(&attributes()), Err(FileError::Occupied { .. })));
+    assert_eq!(names(&fixture.path("target")), ["final.bin"]);
+    assert_eq!(names(&fixture.path("state")), [""; 0]);
+}
+
+#[test]
+fn space_that_must_stay_free_is_left_free() {
+    let fixture = fixture(100_000);
+    let open = |kept_bytes| {
+        let dir = TargetDir::open(&fixture.path("target"), false).unwrap().keep_free(kept_bytes);
+        PartialFile::open(dir, b"x", &TRANSFER, &fixture.manifest, &fixture.path("state"))
+    };
+    assert!(matches!(open(1 << 60), Err(FileError::NoSpace { .. })));
+    assert_eq!(names(&fixture.path("target")), [""; 0]);
+    drop(open(1).unwrap());
+    // What has its space already goes on, however little is left.
+    drop(open(1 << 60).unwrap());
 }
 
 #[test]

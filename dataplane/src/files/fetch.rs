@@ -53,11 +53,12 @@ impl FetchOrder {
     /// Opens the partial file, allocating its space. Blocks: file threads only.
     pub fn open(&self) -> Result<FetchDisk, OpenError> {
         let (dir, state_dir, name) = self.place().map_err(OpenError::Failed)?;
-        let file = PartialFile::open(dir, name, &self.transfer, &self.manifest, &state_dir)
+        let mut file = PartialFile::open(dir, name, &self.transfer, &self.manifest, &state_dir)
             .map_err(|error| match error {
                 FileError::Busy { .. } => OpenError::Busy,
                 other => OpenError::Failed(other.to_string()),
             })?;
+        file.keep_cached(); // it is served to its targets right after
         let leaves = LeafFileWriter::create(&leaves_path(&self.path))
             .map_err(|error| OpenError::Failed(error.to_string()))?;
         let has_leaves = Bitfield::new(self.manifest.geometry.piece_count());

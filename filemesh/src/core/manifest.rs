@@ -5,12 +5,16 @@
 //! in [`choose_piece_bytes`].
 
 use super::geometry::{Geometry, GeometryError, PIECE_BYTES_MAX, ceil_log2};
-use super::merkle::Hash;
+use super::merkle::{Hash, PADDING_LEAF};
 use super::name::{NameError, check_file_name};
 use skein_wire::signal::v1::FileInfo;
 
 /// Bits that a file's mode may have: permissions, set-id and sticky.
 pub const MODE_MASK: u32 = 0o7777;
+
+/// Bits of a mode that travel with a file. Set-id and sticky bits do not: whoever can place a file
+/// at the source would own the targets. An operator who wants them says so in the order.
+pub const MODE_TRAVELS: u32 = 0o777;
 
 /// Pieces that [`choose_piece_bytes`] aims to stay under, so that a piece layer stays under 640 KB.
 pub const PIECES_CHOSEN_MAX: u64 = 20_000;
@@ -26,7 +30,7 @@ pub struct Manifest {
     pub root: Hash,
     /// Its name at the source, a single path component.
     pub name: String,
-    /// Its mode at the source, within [`MODE_MASK`].
+    /// Its mode at the source, within [`MODE_TRAVELS`].
     pub mode: u32,
     /// Its modification time at the source, milliseconds since 1970.
     pub mtime_ms: i64,
@@ -41,6 +45,9 @@ pub enum ManifestError {
     /// Its root is no SHA-256 hash.
     #[error("the hash tree's root has {0} bytes instead of 32")]
     Root(usize),
+    /// An empty file's root is not what an empty file has.
+    #[error("an empty file's hash tree has a root of zeros")]
+    EmptyRoot,
     /// Its name is hostile.
     #[error("the file's name is refused: {0}")]
     Name(#[from] NameError),
@@ -55,11 +62,14 @@ impl Manifest {
         let geometry = Geometry::new(info.size_bytes, info.piece_bytes)?;
         let root =
             Hash::try_from(&info.root[..]).map_err(|_| ManifestError::Root(info.root.len()))?;
+        if geometry.size_bytes() == 0 && root != PADDING_LEAF {
+            return Err(ManifestError::EmptyRoot);
+        }
         check_file_name(info.name.as_bytes())?;
         if info.mode & !MODE_MASK != 0 {
             return Err(ManifestError::Mode(info.mode));
         }
-        let (mode, mtime_ms) = (info.mode, info.mtime_ms);
+        let (mode, mtime_ms) = (info.mode & MODE_TRAVELS, info.mtime_ms);
         Ok(Self { geometry, root, name: info.name.clone(), mode, mtime_ms })
     }
 
@@ -136,8 +146,15 @@ mod tests {
     }
 
     #[test]
+    fn set_id_bits_do_not_travel() {
+        let manifest = Manifest::from_info(&FileInfo { mode: 0o6755, ..info() }).unwrap();
+        assert_eq!(manifest.mode, 0o755);
+    }
+
+    #[test]
     fn bad_fields_are_refused() {
-        let bad: [fn(&mut FileInfo); 5] = [
+        let bad: [fn(&mut FileInfo); 6] = [
+            |info| info.size_bytes = 0,
             |info| info.root = vec![7; 31].into(),
             |info| info.name = "../a".into(),
             |info| info.mode = 0o100_644,

@@ -29,6 +29,7 @@ const MADE_MODE: u32 = 0o755;
 pub struct TargetDir {
     fd: OwnedFd,
     path: PathBuf,
+    kept_bytes: u64,
 }
 
 impl TargetDir {
@@ -40,7 +41,38 @@ impl TargetDir {
         }
         let flags = libc::O_RDONLY | libc::O_DIRECTORY;
         let fd = sys::open_at(walk.at.as_fd(), b".", flags, 0).on("open directory", path)?;
-        Ok(Self { fd, path: path.to_path_buf() })
+        Ok(Self { fd, path: path.to_path_buf(), kept_bytes: 0 })
+    }
+
+    /// The same directory for a caller that leaves `bytes` of its file system free.
+    pub fn keep_free(self, bytes: u64) -> Self {
+        Self { kept_bytes: bytes, ..self }
+    }
+
+    /// Refuses if `needed_bytes` more do not fit beside what must stay free.
+    pub(super) fn check_room(&self, needed_bytes: u64) -> Result<(), FileError> {
+        let (free_bytes, kept_bytes) = (self.free_bytes()?, self.kept_bytes);
+        if needed_bytes == 0 || needed_bytes.saturating_add(kept_bytes) <= free_bytes {
+            return Ok(());
+        }
+        let path = self.path.clone();
+        Err(FileError::NoSpace { path, needed_bytes, free_bytes, kept_bytes })
+    }
+
+    /// Refuses if what is called `name` is anything that a new file must not take the place of. A
+    /// link is replaced, not followed.
+    pub(super) fn check_replaceable(&self, name: &[u8]) -> Result<(), FileError> {
+        let path = self.entry(name);
+        let Some(stat) = sys::stat_at(self.fd.as_fd(), name).on("look at", &path)? else {
+            return Ok(());
+        };
+        let what = match stat.st_mode & libc::S_IFMT {
+            libc::S_IFREG | libc::S_IFLNK => return Ok(()),
+            libc::S_IFDIR => "a directory",
+            libc::S_IFIFO | libc::S_IFSOCK => "a pipe or socket",
+            _ => "a device",
+        };
+        Err(FileError::Occupied { path, what })
     }
 
     /// The path as it was asked for.

@@ -19,7 +19,11 @@ pub enum FileError {
         source: io::Error,
     },
     /// The file system has no room for the file.
-    #[error("no room for {needed_bytes} bytes in {}: {free_bytes} are free", path.display())]
+    #[error(
+        "no room for {needed_bytes} bytes in {}: {free_bytes} are free and {kept_bytes} must stay \
+         free; make room there",
+        path.display()
+    )]
     NoSpace {
         /// Where.
         path: PathBuf,
@@ -27,6 +31,8 @@ pub enum FileError {
         needed_bytes: u64,
         /// Bytes that are free for this user.
         free_bytes: u64,
+        /// Bytes that must stay free.
+        kept_bytes: u64,
     },
     /// The target's name is hostile.
     #[error("the target's name is refused: {0}")]
@@ -46,6 +52,14 @@ pub enum FileError {
         path: PathBuf,
         /// What is wrong with it.
         why: &'static str,
+    },
+    /// Something that a push must not replace has the target's name.
+    #[error("{} is {what} and is not replaced by a file; choose another name", path.display())]
+    Occupied {
+        /// The target.
+        path: PathBuf,
+        /// What stands there.
+        what: &'static str,
     },
     /// Another process writes the same transfer.
     #[error("{} is being written by another process", path.display())]

@@ -83,6 +83,20 @@ pub fn stat(fd: BorrowedFd<'_>) -> io::Result<libc::stat> {
     Ok(unsafe { stat.assume_init() })
 }
 
+/// What stands under `name` in `dir`, links not followed; `None` if nothing does.
+pub fn stat_at(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<Option<libc::stat>> {
+    let name = c_string(name)?;
+    let mut stat = std::mem::MaybeUninit::<libc::stat>::zeroed();
+    let (dir, flags) = (dir.as_raw_fd(), libc::AT_SYMLINK_NOFOLLOW);
+    // SAFETY: `name` is NUL-terminated and `stat` valid for writes of its type during the call.
+    match check(unsafe { libc::fstatat(dir, name.as_ptr(), stat.as_mut_ptr(), flags) }) {
+        // SAFETY: fstatat filled it, and it was zeroed before.
+        Ok(_) => Ok(Some(unsafe { stat.assume_init() })),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// Bytes that the caller's user may still allocate on the file system of `fd`.
 pub fn free_bytes(fd: BorrowedFd<'_>) -> io::Result<u64> {
     let mut stat = std::mem::MaybeUninit::<libc::statvfs>::zeroed();
@@ -95,7 +109,7 @@ pub fn free_bytes(fd: BorrowedFd<'_>) -> io::Result<u64> {
 
 /// Allocates the first `len` bytes of `file`; `len` must not be 0.
 pub fn allocate(file: &File, len: u64) -> io::Result<()> {
-    let len = libc::off_t::try_from(len).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))?;
+    let len = signed(len)?;
     // SAFETY: the call takes no pointers.
     retry(|| unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, len) }).map(drop)
 }
@@ -156,6 +170,34 @@ pub fn append_at(file: &File, offset: u64, len: usize, out: &mut Vec<u8>) -> io:
 pub fn will_read_forward(file: &File) {
     // SAFETY: the call takes no pointers. Its answer does not matter: it is advice.
     unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_SEQUENTIAL) };
+}
+
+/// Starts writing the dirty pages of a range of `file` to the disk; does not wait for them.
+pub fn start_flush(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    sync_range(file, offset, len, libc::SYNC_FILE_RANGE_WRITE)
+}
+
+/// Writes the dirty pages of a range of `file` to the disk and waits until they are there.
+pub fn finish_flush(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    let wait = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    sync_range(file, offset, len, wait | libc::SYNC_FILE_RANGE_WRITE)
+}
+
+fn sync_range(file: &File, offset: u64, len: u64, flags: libc::c_uint) -> io::Result<()> {
+    let (offset, len) = (signed(offset)?, signed(len)?);
+    // SAFETY: the call takes no pointers.
+    retry(|| unsafe { libc::sync_file_range(file.as_raw_fd(), offset, len, flags) }).map(drop)
+}
+
+/// Takes the clean pages of a range of `file` out of the page cache.
+pub fn drop_cached(file: &File, offset: u64, len: u64) {
+    let (Ok(offset), Ok(len)) = (signed(offset), signed(len)) else { return };
+    // SAFETY: the call takes no pointers. Its answer does not matter: it is advice.
+    unsafe { libc::posix_fadvise(file.as_raw_fd(), offset, len, libc::POSIX_FADV_DONTNEED) };
+}
+
+fn signed(offset: u64) -> io::Result<libc::off_t> {
+    libc::off_t::try_from(offset).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))
 }
 
 /// The user that this process acts as.

@@ -1,7 +1,7 @@
 //! Hashes a source: its tree's root and piece layer into a manifest, its leaves into a sidecar.
 
 use super::leaf_file::{LeafFile, LeafFileWriter};
-use crate::core::manifest::{MODE_MASK, Manifest, choose_piece_bytes};
+use crate::core::manifest::{MODE_TRAVELS, Manifest, choose_piece_bytes};
 use crate::core::merkle::TreeBuilder;
 use crate::engine::error::{Context, FileError};
 use crate::engine::{FileStamp, sys};
@@ -77,7 +77,7 @@ pub fn hash_file(
         geometry: tree.geometry,
         root: tree.root,
         name: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
-        mode: before.mode() & MODE_MASK,
+        mode: before.mode() & MODE_TRAVELS,
         mtime_ms: mtime_ms(&before),
     };
     let leaves = leaves.finish(&manifest, tree.layer, &stamp)?;

@@ -7,6 +7,7 @@ mod seed_file;
 mod staged;
 mod state_file;
 mod store_file;
+mod write_behind;
 
 pub use hash::{HashedFile, hash_file};
 pub use leaf_file::{LeafFile, LeafFileWriter};

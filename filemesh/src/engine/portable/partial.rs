@@ -8,6 +8,7 @@
 
 use super::staged::StagedFile;
 use super::state_file::{StateFile, StateOf};
+use super::write_behind::KEPT_BYTES_MAX;
 use crate::core::bitfield::Bitfield;
 use crate::core::geometry::{BLOCK_BYTES, Geometry};
 use crate::core::manifest::Manifest;
@@ -57,25 +58,34 @@ impl PartialFile {
         state_dir: &Path,
     ) -> Result<Self, FileError> {
         check_file_name(name)?;
+        dir.check_replaceable(name)?;
         let temporary = temporary_name(transfer);
         let path = dir.entry(&temporary);
         let (file, is_new) = open_temporary(&dir, &temporary, &path)?;
-        let size = manifest.geometry.size_bytes();
-        if let Err(error) = allocate(&dir, &file, &path, size) {
-            if is_new {
-                let _ = sys::unlink_at(dir.as_fd(), &temporary); // the first error tells more
+        match prepare(&dir, &file, &path, transfer, manifest, state_dir) {
+            Ok(state) => {
+                let (name, geometry) = (name.to_vec(), manifest.geometry);
+                let empty = Bitfield::new(geometry.block_count());
+                let written = if is_new { empty } else { state.blocks().clone() };
+                let mut file = StagedFile::new(file, path);
+                if geometry.size_bytes() > KEPT_BYTES_MAX {
+                    file.write_behind();
+                }
+                Ok(Self { dir, temporary, name, file, geometry, state, is_new, written })
             }
-            return Err(error);
+            Err(error) => {
+                if is_new {
+                    let _ = sys::unlink_at(dir.as_fd(), &temporary); // the first error tells more
+                }
+                Err(error)
+            }
         }
-        let stamp = FileStamp::of(&file.metadata().on("look at", &path)?);
-        let (geometry, root) = (&manifest.geometry, &manifest.root);
-        let state =
-            StateFile::open(state_dir, &StateOf { transfer, geometry, root, stamp: &stamp })?;
-        let (name, geometry) = (name.to_vec(), manifest.geometry);
-        let written =
-            if is_new { Bitfield::new(geometry.block_count()) } else { state.blocks().clone() };
-        let file = StagedFile::new(file, path);
-        Ok(Self { dir, temporary, name, file, geometry, state, is_new, written })
+    }
+
+    /// Lets a large file stay in the page cache, for a caller that reads it again at once. Others
+    /// send it to the disk as it comes ([`super::write_behind`]).
+    pub fn keep_cached(&mut self) {
+        self.file.write_back();
     }
 
     /// Blocks that an earlier run may have written; for
@@ -112,15 +122,21 @@ impl PartialFile {
     }
 
     /// Completes the file: attributes, flush, rename into place, flush of the directory. Call it
-    /// when every block is proved and written. After an error the partial file is still there, for
-    /// a later run or [`PartialFile::discard`].
-    pub fn finish(self, attributes: &Attributes) -> Result<FileStamp, FileError> {
-        let Self { dir, temporary, name, file: mut staged, state, written, .. } = self;
-        if let Some(block) = written.next_zero(0) {
-            return Err(FileError::Incomplete { path: staged.path().to_path_buf(), block });
+    /// when every block is proved and written. After an error nothing is left of it.
+    pub fn finish(mut self, attributes: &Attributes) -> Result<FileStamp, FileError> {
+        let result = self.complete(attributes);
+        if result.is_err() {
+            let _ = self.abandon(); // the first error tells more
         }
-        staged.flush()?;
-        let (file, path) = (staged.file(), staged.path());
+        result
+    }
+
+    fn complete(&mut self, attributes: &Attributes) -> Result<FileStamp, FileError> {
+        if let Some(block) = self.written.next_zero(0) {
+            return Err(FileError::Incomplete { path: self.file.path().to_path_buf(), block });
+        }
+        self.file.flush()?;
+        let (file, path) = (self.file.file(), self.file.path());
         let Owner { uid, gid } = attributes.owner;
         // The owner first: changing it clears the set-id bits of a mode.
         if uid.is_some() || gid.is_some() {
@@ -132,9 +148,12 @@ impl PartialFile {
             sys::set_mtime(file, mtime_ms).on("change the time of", path)?;
         }
         file.sync_all().on("flush", path)?;
-        sys::rename_at(dir.as_fd(), &temporary, &name).on("rename into place", path)?;
-        dir.sync()?;
-        state.remove()?;
+        // Again, for the time that it took: a rename would replace a pipe or a device.
+        self.dir.check_replaceable(&self.name)?;
+        let dir = self.dir.as_fd();
+        sys::rename_at(dir, &self.temporary, &self.name).on("rename into place", path)?;
+        self.dir.sync()?;
+        self.state.remove()?;
         Ok(FileStamp::of(&file.metadata().on("look at", path)?))
     }
 
@@ -144,22 +163,43 @@ impl PartialFile {
         transfer: &TransferId,
         state_dir: &Path,
     ) -> Result<(), FileError> {
-        let temporary = temporary_name(transfer);
-        let absent = |result: io::Result<()>| match result {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            result => result,
-        };
-        let path = dir.entry(&temporary);
-        absent(sys::unlink_at(dir.as_fd(), &temporary)).on("remove", &path)?;
+        remove_temporary(dir, &temporary_name(transfer))?;
         let path = StateFile::path_in(state_dir, transfer);
         absent(fs::remove_file(&path)).on("remove", &path)
     }
 
     /// Removes the partial file and its state.
     pub fn abandon(self) -> Result<(), FileError> {
-        sys::unlink_at(self.dir.as_fd(), &self.temporary).on("remove", self.file.path())?;
+        remove_temporary(&self.dir, &self.temporary)?;
         self.state.remove()
     }
+}
+
+fn remove_temporary(dir: &TargetDir, temporary: &[u8]) -> Result<(), FileError> {
+    absent(sys::unlink_at(dir.as_fd(), temporary)).on("remove", &dir.entry(temporary))
+}
+
+/// What is gone already need not be removed.
+pub(super) fn absent(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+/// Gives a temporary file its space and opens its state.
+fn prepare(
+    dir: &TargetDir,
+    file: &File,
+    path: &Path,
+    transfer: &TransferId,
+    manifest: &Manifest,
+    state_dir: &Path,
+) -> Result<StateFile, FileError> {
+    let (geometry, root) = (&manifest.geometry, &manifest.root);
+    allocate(dir, file, path, geometry.size_bytes())?;
+    let stamp = FileStamp::of(&file.metadata().on("look at", path)?);
+    StateFile::open(state_dir, &StateOf { transfer, geometry, root, stamp: &stamp })
 }
 
 fn temporary_name(transfer: &TransferId) -> Vec<u8> {
@@ -208,15 +248,7 @@ fn allocate(dir: &TargetDir, file: &File, path: &Path, size: u64) -> Result<(), 
         file.set_len(0).on("truncate", path)?;
     }
     let metadata = file.metadata().on("look at", path)?;
-    let needed_bytes = size.saturating_sub(metadata.blocks() * 512);
-    let free_bytes = dir.free_bytes()?;
-    if needed_bytes > free_bytes {
-        return Err(FileError::NoSpace {
-            path: dir.path().to_path_buf(),
-            needed_bytes,
-            free_bytes,
-        });
-    }
+    dir.check_room(size.saturating_sub(metadata.blocks() * 512))?;
     if size > 0 {
         match sys::allocate(file, size) {
             Err(error) if is_unsupported(&error) => {}

@@ -5,6 +5,7 @@
 //! wait in memory, where kill -9 loses them; the state file makes sure that they are then fetched
 //! again. Errors come out of the write or flush that meets them.
 
+use super::write_behind::WriteBehind;
 use crate::engine::error::{Context, FileError};
 use crate::engine::sys;
 use std::fs::File;
@@ -22,11 +23,22 @@ pub(super) struct StagedFile {
     /// Where the waiting bytes belong.
     offset: u64,
     waiting: Vec<u8>,
+    behind: Option<WriteBehind>,
 }
 
 impl StagedFile {
     pub fn new(file: File, path: PathBuf) -> Self {
-        Self { file, path, offset: 0, waiting: Vec::new() }
+        Self { file, path, offset: 0, waiting: Vec::new(), behind: None }
+    }
+
+    /// From now on what is written goes to the disk at once and does not stay in the page cache.
+    pub fn write_behind(&mut self) {
+        self.behind = Some(WriteBehind::default());
+    }
+
+    /// From now on the kernel decides when what is written goes to the disk.
+    pub fn write_back(&mut self) {
+        self.behind = None;
     }
 
     /// The file without what waits.
@@ -45,7 +57,7 @@ impl StagedFile {
             self.flush()?;
         }
         if data.len() >= STAGE_BYTES {
-            return self.file.write_all_at(data, offset).on("write", &self.path);
+            return self.write_out(data, offset);
         }
         if self.waiting.is_empty() {
             self.offset = offset;
@@ -56,12 +68,24 @@ impl StagedFile {
 
     /// Writes what waits. After an error it is gone: the caller gives the file up.
     pub fn flush(&mut self) -> Result<(), FileError> {
-        let result = match &self.waiting[..] {
+        let mut waiting = std::mem::take(&mut self.waiting);
+        let result = match &waiting[..] {
             [] => Ok(()),
-            waiting => self.file.write_all_at(waiting, self.offset).on("write", &self.path),
+            waiting => self.write_out(waiting, self.offset),
         };
-        self.waiting.clear();
+        waiting.clear();
+        self.waiting = waiting;
         result
+    }
+
+    fn write_out(&mut self, data: &[u8], offset: u64) -> Result<(), FileError> {
+        self.file.write_all_at(data, offset).on("write", &self.path)?;
+        match &mut self.behind {
+            Some(behind) => behind
+                .wrote(&self.file, offset..offset + data.len() as u64)
+                .on("write to the disk", &self.path),
+            None => Ok(()),
+        }
     }
 
     /// Appends exactly `len` bytes at `offset` to `out`; on failure `out` is as before. The file
@@ -97,6 +121,7 @@ mod tests {
         fn staging_changes_nothing(
             writes in proptest::collection::vec((0u64..40, 0usize..300_000, any::<u8>()), 0..12),
             read_at in 0usize..12,
+            behind in any::<bool>(),
         ) {
             let base = tempfile::tempdir().unwrap();
             let path = base.path().join("file");
@@ -105,6 +130,9 @@ mod tests {
             let file = file.unwrap();
             file.set_len(8 << 20).unwrap();
             let mut staged = StagedFile::new(file, path.clone());
+            if behind {
+                staged.write_behind();
+            }
             let (mut expected, mut end) = (vec![0; 8 << 20], 0);
             for (at, (block, len, fill)) in writes.into_iter().enumerate() {
                 let data = vec![fill; len];

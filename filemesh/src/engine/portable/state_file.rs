@@ -16,6 +16,7 @@
 //! block of a group is written: one small write per 256 KiB, and after kill -9, where the page
 //! cache keeps everything, no block is lost but the one under way.
 
+use super::partial::absent;
 use crate::core::bitfield::{Bitfield, byte_len};
 use crate::core::geometry::{BLOCK_BYTES, Geometry};
 use crate::core::merkle::Hash;
@@ -101,9 +102,9 @@ impl StateFile {
         self.file.write_all_at(&self.blocks.to_bytes(bytes), at).on("write", &self.path)
     }
 
-    /// Removes the file.
-    pub fn remove(self) -> Result<(), FileError> {
-        fs::remove_file(&self.path).on("remove", &self.path)
+    /// Removes the file, if it is still there.
+    pub fn remove(&self) -> Result<(), FileError> {
+        absent(fs::remove_file(&self.path)).on("remove", &self.path)
     }
 }
 

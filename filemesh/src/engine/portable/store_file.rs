@@ -4,7 +4,7 @@
 use super::hash::HashedFile;
 use super::leaf_file::LeafFileWriter;
 use crate::core::geometry::FILE_BYTES_MAX;
-use crate::core::manifest::{MODE_MASK, Manifest};
+use crate::core::manifest::{MODE_TRAVELS, Manifest};
 use crate::core::merkle::TreeBuilder;
 use crate::core::name::check_file_name;
 use crate::engine::FileStamp;
@@ -60,7 +60,7 @@ impl StoreFile {
         if let Some(error) = failed {
             return Err(error);
         }
-        let (geometry, root, mode) = (tree.geometry, tree.root, mode & MODE_MASK);
+        let (geometry, root, mode) = (tree.geometry, tree.root, mode & MODE_TRAVELS);
         let manifest = Manifest { geometry, root, name: name.to_owned(), mode, mtime_ms };
         let leaves = leaves.finish(&manifest, tree.layer, &stamp)?;
         cleanup.0 = None;
