@@ -48,6 +48,14 @@ pub enum DataError {
         /// Its payload.
         bytes: usize,
     },
+    /// A lane whose oldest record is after its newest.
+    #[error("lane of records {first} to {next} is impossible")]
+    Positions {
+        /// The oldest, as the agent says.
+        first: u64,
+        /// After the newest.
+        next: u64,
+    },
     /// A reason to hold that is not known.
     #[error("unknown reason {0} to hold a lane")]
     Reason(u8),
@@ -235,11 +243,15 @@ pub fn decode_agent_frame(buffer: &[u8]) -> Result<Option<(AgentFrame<'_>, usize
         }
         TYPE_LANE_OPEN => {
             let fields: &[u8; 28] = payload.try_into().map_err(|_| length)?;
+            let (first, next) = (u64_at(fields, 12), u64_at(fields, 20));
+            if first > next {
+                return Err(DataError::Positions { first, next });
+            }
             AgentFrame::LaneOpen(LaneOpen {
                 data_id: DataId(u32_at(fields, 0)),
                 epoch: Epoch(u64_at(fields, 4)),
-                first: Sequence(u64_at(fields, 12)),
-                next: Sequence(u64_at(fields, 20)),
+                first: Sequence(first),
+                next: Sequence(next),
             })
         }
         TYPE_LANE_STAT => {
@@ -478,6 +490,20 @@ mod tests {
         apart.extend_from_slice(&header.encode());
         apart.extend_from_slice(&body);
         assert_eq!(whole, apart);
+    }
+
+    #[test]
+    fn a_lane_that_ends_before_it_starts_is_refused() {
+        let open = |first, next| {
+            let (data_id, epoch) = (DataId(4), Epoch(1));
+            let (first, next) = (Sequence(first), Sequence(next));
+            let mut bytes = Vec::new();
+            AgentFrame::LaneOpen(LaneOpen { data_id, epoch, first, next }).encode(&mut bytes);
+            decode_agent_frame(&bytes).map(|_| ())
+        };
+        assert_eq!(open(7, 7), Ok(()));
+        let refused = DataError::Positions { first: u64::MAX, next: 7 };
+        assert_eq!(open(u64::MAX, 7), Err(refused));
     }
 
     #[test]

@@ -24,6 +24,8 @@ pub struct LaneSender {
     epoch: Epoch,
     acked: Sequence,
     next_to_send: Sequence,
+    /// Position after the newest record that the server can know of: named in LANE_OPEN or sent.
+    told: Sequence,
     link: SenderLink,
 }
 
@@ -38,7 +40,7 @@ enum SenderLink {
 impl LaneSender {
     /// A lane whose records before `acked` are acknowledged.
     pub fn new(data_id: DataId, epoch: Epoch, acked: Sequence) -> Self {
-        Self { data_id, epoch, acked, next_to_send: acked, link: SenderLink::Down }
+        Self { data_id, epoch, acked, next_to_send: acked, told: acked, link: SenderLink::Down }
     }
 
     /// A connection is up: what to say first. `first` is the oldest record held, `next` the
@@ -46,6 +48,7 @@ impl LaneSender {
     pub fn connected(&mut self, first: Sequence, next: Sequence) -> LaneOpen {
         self.link = SenderLink::Opening;
         self.next_to_send = first;
+        self.told = self.told.max(next);
         LaneOpen { data_id: self.data_id, epoch: self.epoch, first, next }
     }
 
@@ -60,13 +63,14 @@ impl LaneSender {
         *self = Self::new(self.data_id, epoch, first);
     }
 
-    /// The server is ready for this lane.
+    /// The server is ready for this lane. It cannot have received what it was never told of: such a
+    /// position would leave a hole that nobody sends, and let an ACK drop it from the spool.
     pub fn on_ready(&mut self, ready: &LaneReady) {
         if ready.epoch != self.epoch || self.link == SenderLink::Down {
             return;
         }
         self.link = SenderLink::Ready { sent_bytes: 0, limit_bytes: ready.credit_bytes };
-        self.next_to_send = ready.resume.max(self.acked);
+        self.next_to_send = ready.resume.min(self.told).max(self.acked);
     }
 
     /// Records are stored: the new acknowledged position, when it moved.
@@ -107,6 +111,7 @@ impl LaneSender {
     pub fn sent(&mut self, header: &BatchHeader) {
         debug_assert!(header.first >= self.next_to_send, "batches are sent in order");
         self.next_to_send = header.end();
+        self.told = self.told.max(self.next_to_send);
         if let SenderLink::Ready { sent_bytes, .. } = &mut self.link {
             *sent_bytes += header.wire_bytes();
         }
@@ -444,6 +449,29 @@ mod tests {
 
     fn receiver() -> LaneReceiver {
         LaneReceiver::new(DataId(1), WINDOW, None)
+    }
+
+    #[test]
+    fn a_server_cannot_resume_or_acknowledge_what_it_was_never_told_of() {
+        let mut sender = LaneSender::new(DataId(1), EPOCH, Sequence(10));
+        sender.connected(Sequence(10), Sequence(20));
+        let ready = |resume| LaneReady {
+            data_id: DataId(1),
+            epoch: EPOCH,
+            resume: Sequence(resume),
+            credit_bytes: u64::MAX,
+        };
+        let ack = |next| Ack { data_id: DataId(1), epoch: EPOCH, next: Sequence(next) };
+        sender.on_ready(&ready(u64::MAX));
+        assert_eq!(sender.next_to_send(), Sequence(20));
+        assert_eq!(sender.on_ack(&ack(21)), None);
+        // What is sent after LANE_OPEN may be resumed from as well.
+        sender.on_ready(&ready(12));
+        sender.sent(&batch(12, 18, 0));
+        sender.on_ready(&ready(30));
+        assert_eq!(sender.next_to_send(), Sequence(30));
+        assert_eq!(sender.on_ack(&ack(30)), Some(Sequence(30)));
+        assert!(sender.may_send(u64::MAX));
     }
 
     #[test]
