@@ -36,7 +36,7 @@ pub struct PushArgs {
     /// Name at the targets [default: the file's own]
     #[arg(long)]
     name: Option<String>,
-    /// Permission bits at the targets, octal [default: the file's own]
+    /// Permission bits at the targets, octal [default: the file's own, without set-id bits]
     #[arg(long, value_parser = parse_mode)]
     mode: Option<u32>,
     /// Owner at the targets: user or user:group [default: the agent's]
