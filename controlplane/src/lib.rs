@@ -11,12 +11,12 @@ mod clock;
 mod files;
 pub mod fleet;
 pub mod identity;
+mod jobs;
 mod random;
 pub mod registry;
 pub mod routes;
 mod run;
 pub mod store;
-mod targets;
 pub mod tasks;
 pub mod transfers;
 

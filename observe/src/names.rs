@@ -190,12 +190,16 @@ catalogue! {
         CONTROL_FLEET_QUEUE_BYTES = Gauge "skein_control_fleet_queue_bytes" [] "Bytes waiting for data processes.";
         CONTROL_DISPATCHES = Counter "skein_control_dispatches_total" ["command"] "Signed dispatches, by command.";
         CONTROL_DISPATCH_TARGETS = Counter "skein_control_dispatch_targets_total" ["command"] "Agents addressed by dispatches, by command.";
+        CONTROL_ORDERS_REPEATED = Counter "skein_control_orders_repeated_total" ["command"] "Orders sent to a host again because it did not answer, by command.";
         CONTROL_TASKS = Counter "skein_control_tasks_total" ["state"] "Tasks that reached a final state, by state.";
         CONTROL_TASK_SECONDS = Histogram "skein_control_task_seconds" [] "Time from submission of a task to its final state.";
         CONTROL_TASKS_OPEN = Gauge "skein_control_tasks_open" [] "Tasks without a final state.";
         CONTROL_TASK_OUTPUT_BYTES = Counter "skein_control_task_output_bytes_total" [] "Task output stored.";
         CONTROL_TRANSFERS = Counter "skein_control_transfers_total" ["state"] "Transfers to one host that reached a final state, by state.";
         CONTROL_TRANSFERS_OPEN = Gauge "skein_control_transfers_open" [] "Transfers that have unfinished hosts.";
+        CONTROL_KEPT = Gauge "skein_control_kept_entries" ["kind"] "Entries that the control process keeps, by kind; every kind has a bound.";
+        CONTROL_TASK_OUTPUT_DISK_BYTES = Gauge "skein_control_task_output_disk_bytes" [] "Task output kept on disk.";
+        CONTROL_STORE_BYTES = Gauge "skein_control_store_bytes" [] "Size of the store's file.";
         CONTROL_CACHE_BYTES = Gauge "skein_control_cache_bytes" [] "Uploaded files held in the cache.";
     }
     Agent {

@@ -16,6 +16,7 @@ use skein_wire::ids::AgentId;
 use skein_wire::signal::v1::{TaskState, TaskUpdate};
 
 use crate::api::types::{TaskHost, TaskHostState};
+use crate::jobs::delivery::Delivery;
 
 /// Longest error text that is kept of one host.
 const ERROR_BYTES_MAX: usize = 1_024;
@@ -90,6 +91,8 @@ pub struct HostRun {
     pub since_ms: i64,
     /// What is known of the run.
     pub run: Final,
+    /// What was sent to it.
+    pub delivery: Delivery,
 }
 
 impl HostRun {
@@ -97,11 +100,12 @@ impl HostRun {
     pub fn new(agent: AgentId, hostname: Arc<str>) -> Self {
         let state = TaskHostState::Pending;
         let run = Final::by_server(state, 0, "");
-        Self { agent, hostname, state, since_ms: 0, run }
+        Self { agent, hostname, state, since_ms: 0, run, delivery: Delivery::default() }
     }
 
-    /// The order is on its way.
-    pub fn sent(&mut self) {
+    /// The order is on its way, by this dispatch of the task.
+    pub fn sent(&mut self, dispatch: u32, now_ms: i64) {
+        self.delivery.ordered(dispatch, now_ms);
         if self.state == TaskHostState::Pending {
             self.state = TaskHostState::Sent;
         }
@@ -195,7 +199,7 @@ mod tests {
     #[test]
     fn reports_out_of_order_never_go_back() {
         let mut host = host();
-        host.sent();
+        host.sent(1, 0);
         assert_eq!(host.report(&update(TaskState::Running), 5), Report::Progress);
         assert_eq!(host.report(&update(TaskState::Accepted), 6), Report::Repeat);
         host.unsent();

@@ -3,7 +3,7 @@
 //! A task is in the store before its submitter is answered; from then on every target ends in
 //! exactly one explicit state, whatever dies. Only ends are written per host (progress is soft and
 //! agents repeat it), and an agent is acknowledged after its end or output is on disk. Orders are
-//! sent again when an agent comes back without having answered; the agent's journal makes a repeat
+//! repeated until they are answered ([`crate::jobs::delivery`]); the agent's journal makes a repeat
 //! harmless, so delivery is at least once and execution at most once.
 //!
 //! [`automaton`] is the state machine, [`output`] the segment files, [`worker`] the one task that
@@ -26,6 +26,7 @@ pub use record::{TaskError, TaskRecord};
 pub use worker::Worker;
 
 use crate::api::types::{HostsQuery, Task, TaskDetail, TaskHostState, TaskRequest};
+use crate::jobs::history::Bounds;
 use crate::registry::{Addressee, Registry};
 use crate::store::{Store, StoreError};
 
@@ -39,6 +40,12 @@ pub const TASK_HOSTS_MAX: usize = 2_000_000;
 pub const TASK_KEEP_MS: i64 = 7 * 24 * 3_600_000;
 /// Output of all tasks on disk; the oldest ended tasks go first.
 pub const OUTPUT_DISK_BYTES_MAX: u64 = 8 * 1024 * 1024 * 1024;
+const HISTORY: Bounds = Bounds {
+    keep_ms: TASK_KEEP_MS,
+    jobs_max: TASKS_KEPT_MAX,
+    hosts_max: TASK_HOSTS_MAX / 2,
+    bytes_max: OUTPUT_DISK_BYTES_MAX,
+};
 /// Hosts of one page of a task.
 const PAGE_HOSTS_MAX: usize = 10_000;
 /// Orders of the API to the worker that wait.
@@ -50,6 +57,8 @@ struct Entry {
     record: TaskRecord,
     /// In order of agent id.
     hosts: Vec<HostRun>,
+    /// Dispatches of its order by this process.
+    dispatches: u32,
     /// The view of an ended task, which never changes: lists do not count its hosts again.
     ended_view: OnceLock<Task>,
 }
@@ -60,7 +69,7 @@ impl Entry {
     }
 
     fn new(record: TaskRecord, hosts: Vec<HostRun>) -> Self {
-        Self { record, hosts, ended_view: OnceLock::new() }
+        Self { record, hosts, dispatches: 0, ended_view: OnceLock::new() }
     }
 
     fn view(&self) -> Task {
@@ -180,7 +189,9 @@ impl Tasks {
         let hosts =
             targets.into_iter().map(|Addressee { id, hostname, .. }| HostRun::new(id, hostname));
         let entry = Entry::new(record, hosts.collect());
-        record::store_new(&*self.store, &entry).await?;
+        let names = entry.hosts.iter().map(|host| (&host.agent, &*host.hostname));
+        let record = &entry.record;
+        record::SHELF.store_new(&*self.store, &record.task_id, record, names).await?;
         let view = entry.view();
         self.lock().insert(id, entry);
         // The worker looks at all tasks at each tick too, so a closed queue loses nothing.

@@ -1,10 +1,4 @@
-//! What of a task is stored, and how a request becomes a task.
-//!
-//! ```text
-//! tasks/spec/<id>            TaskRecord
-//! tasks/hosts/<id>/<page>    [[agent id, host name], …], at most 1,000 per page
-//! tasks/final/<id>/<agent>   Final, written once
-//! ```
+//! What of a task is stored, and how a request becomes a task. It lies on [`SHELF`].
 
 use std::collections::HashMap;
 
@@ -17,15 +11,14 @@ use skein_wire::signal::v1::RunTask;
 use super::Entry;
 use super::automaton::{Final, HostRun};
 use crate::api::types::TaskRequest;
+use crate::jobs::shelf::{Shelf, Stored};
 use crate::random;
 use crate::registry::SelectorError;
-use crate::store::ext::{decode, encode};
-use crate::store::{Batch, Condition, Store, StoreError, StoreExt};
-use crate::targets;
+use crate::store::ext::encode;
+use crate::store::{Store, StoreError};
 
-const SPEC: &str = "tasks/spec/";
-const HOSTS: &str = "tasks/hosts/";
-const FINAL: &str = "tasks/final/";
+/// Where tasks lie in the store.
+pub(super) const SHELF: Shelf = Shelf::new("tasks");
 
 const TIMEOUT_MS: u32 = 600_000;
 const TIMEOUT_MS_MAX: u32 = 24 * 3_600_000;
@@ -220,52 +213,18 @@ impl TaskRecord {
 /// Reads all tasks.
 pub(super) async fn load(store: &dyn Store) -> Result<HashMap<TaskId, Entry>, StoreError> {
     let mut entries = HashMap::new();
-    for spec in store.range_all(SPEC).await? {
-        let record: TaskRecord = decode(&spec)?;
+    for Stored { record, hosts, mut ends } in SHELF.load::<TaskRecord, Final>(store).await? {
         let Ok(id) = record.id() else { continue };
-        let targets = targets::load(store, &format!("{HOSTS}{id}/")).await?;
-        let hosts = targets.into_iter().map(|(agent, name)| HostRun::new(agent, name)).collect();
-        let mut entry = Entry::new(record, hosts);
-        let prefix = format!("{FINAL}{id}/");
-        for stored in store.range_all(&prefix).await? {
-            let run: Final = decode(&stored)?;
-            let agent = AgentId::parse(&stored.key[prefix.len()..]).ok();
-            if let Some(place) = agent.and_then(|agent| entry.place(&agent)) {
-                entry.hosts[place].end(run);
-            }
-        }
-        entries.insert(id, entry);
+        let host = |(agent, name)| {
+            let end = ends.remove(&agent);
+            let mut host = HostRun::new(agent, name);
+            end.into_iter().for_each(|end| host.end(end));
+            host
+        };
+        let hosts = hosts.into_iter().map(host).collect();
+        entries.insert(id, Entry::new(record, hosts));
     }
     Ok(entries)
-}
-
-pub(super) async fn store_new(store: &dyn Store, entry: &Entry) -> Result<(), StoreError> {
-    let id = &entry.record.task_id;
-    let key = format!("{SPEC}{id}");
-    let absent = Condition::Absent(key.clone());
-    let batch = Batch::new().when(absent).put(key, encode(&entry.record)?);
-    let hosts = entry.hosts.iter().map(|host| (&host.agent, &*host.hostname));
-    let batch = targets::put(batch, &format!("{HOSTS}{id}/"), hosts)?;
-    store.commit(batch).await.map(|_| ())
-}
-
-pub(super) fn put_spec(batch: Batch, record: &TaskRecord) -> Result<Batch, StoreError> {
-    Ok(batch.put(format!("{SPEC}{}", record.task_id), encode(record)?))
-}
-
-pub(super) fn put_final(
-    batch: Batch,
-    task: &TaskId,
-    agent: &AgentId,
-    run: &Final,
-) -> Result<Batch, StoreError> {
-    Ok(batch.put(format!("{FINAL}{task}/{agent}"), encode(run)?))
-}
-
-/// Removes all of a task, the record first, so that a crash leaves no half of it to be loaded.
-pub(super) async fn remove(store: &dyn Store, id: &TaskId) -> Result<(), StoreError> {
-    store.commit(Batch::new().delete(format!("{SPEC}{id}"))).await?;
-    targets::remove_below(store, &[format!("{HOSTS}{id}/"), format!("{FINAL}{id}/")]).await
 }
 
 #[cfg(test)]

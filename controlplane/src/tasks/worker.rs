@@ -1,60 +1,39 @@
-//! The one task that moves all tasks forward.
-//!
-//! It takes what waits (reports, output, agents that came back, orders of the API, a tick), works
-//! on it as one group, and makes it durable together: output pieces with one flush per file, ends
-//! with one batch in the store. Only then are states entered and agents acknowledged. So a fleet
-//! that ends at the same moment costs a handful of flushes, and nothing is seen before it is kept.
+//! What moves tasks forward: reports and output in, orders and acknowledgements out.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use skein_observe::names;
-use skein_wire::ids::{AgentId, CommandId, TaskId};
+use skein_wire::ids::{AgentId, TaskId};
 use skein_wire::signal::v1::{CancelTask, ReportAck, command_body, server_message};
-use tokio::sync::mpsc;
 
-use super::automaton::{Final, Report};
+use super::automaton::{Final, HostRun, Report};
 use super::output::Piece;
-use super::{
-    OUTPUT_DISK_BYTES_MAX, Order, TASK_HOSTS_MAX, TASK_KEEP_MS, TASKS_KEPT_MAX, TaskError, Tasks,
-    record, state_word,
-};
+use super::{HISTORY, Order, TaskError, Tasks, record, state_word};
 use crate::api::types::TaskHostState;
 use crate::clock;
-use crate::fleet::events::{QUEUE_EVENTS, TaskEvent};
+use crate::fleet::events::TaskEvent;
 use crate::fleet::{Fleet, Purpose};
+use crate::jobs::delivery::{Commands, count_repeat};
+use crate::jobs::history::{self, Ended};
+use crate::jobs::worker::{
+    CANCEL_LIFE_MS, ENDS_PER_BATCH, Ends, ORDER_LIFE_MS, TICKS_PER_SWEEP, Work,
+};
 use crate::store::Batch;
-
-/// Between two looks at deadlines.
-const TICK: Duration = Duration::from_millis(250);
-/// Ticks between two looks at retention.
-const TICKS_PER_SWEEP: u32 = 40;
-/// An order's signature is good at least this long, for agents whose message waits a moment.
-const ORDER_LIFE_MS: i64 = 15_000;
-/// How long a cancel's signature is good; it is signed anew whenever its agent comes back.
-const CANCEL_LIFE_MS: i64 = 3_600_000;
-/// Commands whose refusal is still expected.
-const COMMANDS_MAX: usize = 65_536;
-/// Ends stored by one batch.
-const ENDS_PER_BATCH: usize = 1_000;
 
 /// Runs the tasks.
 pub struct Worker {
     tasks: Arc<Tasks>,
     fleet: Arc<Fleet>,
-    commands: HashMap<CommandId, TaskId>,
-    commands_in_order: VecDeque<CommandId>,
+    commands: Commands<TaskId>,
     ticks: u32,
 }
 
 /// What one group of events comes to.
 #[derive(Default)]
-struct Group {
+pub struct Group {
     pieces: Vec<(AgentId, Piece)>,
-    ends: Vec<(TaskId, usize, Final)>,
-    /// Hosts with an end in this group, so that a repeat within it is not a second end.
-    ending: HashSet<(TaskId, usize)>,
+    ends: Ends<TaskId, Final>,
     acks: Vec<(AgentId, ReportAck)>,
     /// Hosts that have ended, or have new output; those that are complete are told to forget.
     over: Vec<(TaskId, usize)>,
@@ -63,45 +42,17 @@ struct Group {
     cancel: HashMap<TaskId, Vec<AgentId>>,
 }
 
-impl Group {
-    fn end(&mut self, task: TaskId, place: usize, run: Final) {
-        if self.ending.insert((task, place)) {
-            self.ends.push((task, place, run));
-        }
-    }
-}
-
 impl Worker {
     /// For a service and the fleet.
     pub fn new(tasks: Arc<Tasks>, fleet: Arc<Fleet>) -> Self {
-        let (commands, commands_in_order) = (HashMap::new(), VecDeque::new());
-        Self { tasks, fleet, commands, commands_in_order, ticks: 0 }
+        Self { tasks, fleet, commands: Commands::default(), ticks: 0 }
     }
+}
 
-    /// Until the process ends.
-    pub async fn run(
-        mut self,
-        mut events: mpsc::Receiver<TaskEvent>,
-        mut orders: mpsc::Receiver<Order>,
-    ) {
-        let mut tick = tokio::time::interval(TICK);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut taken = Vec::new();
-        loop {
-            let mut group = Group::default();
-            tokio::select! {
-                count = events.recv_many(&mut taken, QUEUE_EVENTS) => {
-                    if count == 0 {
-                        return;
-                    }
-                    taken.drain(..).for_each(|event| self.event(event, &mut group));
-                }
-                Some(order) = orders.recv() => self.order(order, &mut group).await,
-                _ = tick.tick() => self.tick(&mut group).await,
-            }
-            self.settle(group).await;
-        }
-    }
+impl Work for Worker {
+    type Event = TaskEvent;
+    type Order = Order;
+    type Group = Group;
 
     fn event(&mut self, event: TaskEvent, group: &mut Group) {
         let now_ms = clock::now_ms();
@@ -115,7 +66,7 @@ impl Worker {
                 });
                 match found {
                     Some((_, Report::Repeat | Report::Progress)) => {}
-                    Some((place, Report::End(run))) => group.end(id, place, run),
+                    Some((place, Report::End(run))) => group.ends.add(id, place, run),
                     // Known to be over: the agent may forget, once its output is here.
                     Some((place, Report::Ended)) => group.over.push((id, place)),
                     // Of a task that left the history.
@@ -140,12 +91,13 @@ impl Worker {
                 group.pieces.push((agent, piece));
             }
             TaskEvent::Refused(agent, command, reason) => {
-                let Some(id) = self.commands.get(&command) else { return };
-                let Some(entry) = entries.get(id) else { return };
+                let Some((id, dispatch)) = self.commands.find(&command) else { return };
+                let Some(entry) = entries.get(&id) else { return };
                 let Some(place) = entry.place(&agent) else { return };
-                if entry.hosts[place].state == TaskHostState::Sent {
+                let host = &entry.hosts[place];
+                if host.state == TaskHostState::Sent && host.delivery.is_newest(dispatch) {
                     let end = Final::by_server(TaskHostState::Refused, now_ms, &reason);
-                    group.end(*id, place, end);
+                    group.ends.add(id, place, end);
                 }
             }
             TaskEvent::AgentUp(agent) => {
@@ -155,6 +107,7 @@ impl Worker {
                     if host.state.is_final() {
                         continue;
                     }
+                    host.delivery.begin_anew();
                     if entry.record.cancel_ms.is_some() {
                         group.cancel.entry(*id).or_default().push(agent.clone());
                     } else if host.state <= TaskHostState::Sent {
@@ -190,6 +143,34 @@ impl Worker {
         }
     }
 
+    async fn tick(&mut self, group: &mut Group) {
+        self.ticks = self.ticks.wrapping_add(1);
+        self.look_at_deadlines(group);
+        if self.ticks.is_multiple_of(TICKS_PER_SWEEP) {
+            self.sweep().await;
+        }
+    }
+
+    /// Makes a group durable, then visible, then acknowledged; then sends what is to be sent.
+    async fn settle(&mut self, mut group: Group) {
+        self.store_output(&mut group).await;
+        self.store_ends(&mut group).await;
+        self.acknowledge_complete(&mut group);
+        if !group.acks.is_empty() {
+            let acks = group.acks.drain(..);
+            let acks = acks.map(|(agent, ack)| (agent, server_message::Kind::ReportAck(ack)));
+            self.fleet.tell(acks.collect()).await;
+        }
+        for (id, agents) in std::mem::take(&mut group.send) {
+            self.send(id, agents).await;
+        }
+        for (id, agents) in std::mem::take(&mut group.cancel) {
+            self.send_cancel(id, agents).await;
+        }
+    }
+}
+
+impl Worker {
     async fn begin_cancel(&mut self, id: TaskId, group: &mut Group) -> Result<(), TaskError> {
         let now_ms = clock::now_ms();
         let record = {
@@ -202,31 +183,29 @@ impl Worker {
             record.cancel_ms = Some(now_ms);
             record
         };
-        self.tasks.store.commit(record::put_spec(Batch::new(), &record)?).await?;
+        self.tasks
+            .store
+            .commit(record::SHELF.put_spec(Batch::new(), &record.task_id, &record)?)
+            .await?;
         let mut entries = self.tasks.lock();
         let Some(entry) = entries.get_mut(&id) else { return Ok(()) };
         entry.record = record;
         let mut reach = Vec::new();
-        for (place, host) in entry.hosts.iter().enumerate() {
+        for (place, host) in entry.hosts.iter_mut().enumerate() {
             match host.state {
                 state if state.is_final() => {}
                 TaskHostState::Pending => {
                     let end = Final::by_server(TaskHostState::Cancelled, now_ms, "never sent");
-                    group.end(id, place, end);
+                    group.ends.add(id, place, end);
                 }
-                _ => reach.push(host.agent.clone()),
+                _ => {
+                    host.delivery.begin_anew();
+                    reach.push(host.agent.clone());
+                }
             }
         }
         group.cancel.insert(id, reach);
         Ok(())
-    }
-
-    async fn tick(&mut self, group: &mut Group) {
-        self.ticks = self.ticks.wrapping_add(1);
-        self.look_at_deadlines(group);
-        if self.ticks.is_multiple_of(TICKS_PER_SWEEP) {
-            self.sweep().await;
-        }
     }
 
     fn look_at_deadlines(&self, group: &mut Group) {
@@ -266,40 +245,25 @@ impl Worker {
                     }
                     _ => continue,
                 };
-                group.end(*id, place, end);
+                group.ends.add(*id, place, end);
             }
-            // A task that was stored by a process which died before it sent anything.
-            let waiting = entry.hosts.iter().filter(|host| host.state == TaskHostState::Pending);
-            let reachable = waiting.filter(|host| self.fleet.link_of(&host.agent).is_some());
-            let reachable: Vec<AgentId> = reachable.map(|host| host.agent.clone()).collect();
-            if !reachable.is_empty() && record.cancel_ms.is_none() {
-                group.send.insert(*id, reachable);
+            // Hosts that were never told (who stored the task died before), or do not answer.
+            let cancelled = record.cancel_ms.is_some();
+            let in_time = now_ms <= record.deliver_by_ms + ORDER_LIFE_MS;
+            let waits = |host: &&HostRun| match cancelled {
+                true => !host.state.is_final() && host.state > TaskHostState::Pending,
+                false => host.state <= TaskHostState::Sent && in_time,
+            };
+            let due = entry.hosts.iter().filter(waits).filter(|host| {
+                host.delivery.is_due(now_ms) && self.fleet.link_of(&host.agent).is_some()
+            });
+            let due: Vec<AgentId> = due.map(|host| host.agent.clone()).collect();
+            if !due.is_empty() {
+                let orders = if cancelled { &mut group.cancel } else { &mut group.send };
+                orders.insert(*id, due);
             }
         }
         metrics::gauge!(names::CONTROL_TASKS_OPEN).set(f64::from(open));
-    }
-
-    /// Makes a group durable, then visible, then acknowledged; then sends what is to be sent.
-    async fn settle(&mut self, mut group: Group) {
-        self.store_output(&mut group).await;
-        self.store_ends(&mut group).await;
-        self.acknowledge_complete(&mut group);
-        if !group.acks.is_empty() {
-            let acks = group.acks.drain(..);
-            let acks = acks.map(|(agent, ack)| (agent, server_message::Kind::ReportAck(ack)));
-            self.fleet.tell(acks.collect()).await;
-        }
-        for (id, agents) in std::mem::take(&mut group.send) {
-            self.send(id, agents).await;
-        }
-        for (id, agents) in std::mem::take(&mut group.cancel) {
-            let kind = command_body::Kind::CancelTask(CancelTask { task_id: id.to_bytes() });
-            let until_ms = clock::now_ms() + CANCEL_LIFE_MS;
-            let sent = self.fleet.command(Purpose::Other, kind, until_ms, &agents, |_, _| {}).await;
-            if let Err(error) = sent {
-                tracing::error!(task = %id, %error, "cancel is not sent");
-            }
-        }
     }
 
     async fn store_output(&self, group: &mut Group) {
@@ -334,7 +298,7 @@ impl Worker {
     }
 
     async fn store_ends(&self, group: &mut Group) {
-        let ends = std::mem::take(&mut group.ends);
+        let ends = group.ends.take();
         for part in ends.chunks(ENDS_PER_BATCH) {
             match self.store_some_ends(part).await {
                 Ok(()) => group.over.extend(part.iter().map(|(id, place, _)| (*id, *place))),
@@ -351,7 +315,8 @@ impl Worker {
             let entries = self.tasks.lock();
             for (id, place, run) in ends {
                 let Some(entry) = entries.get(id) else { continue };
-                batch = record::put_final(batch, id, &entry.hosts[*place].agent, run)?;
+                let agent = &entry.hosts[*place].agent;
+                batch = record::SHELF.put_end(batch, &id.to_string(), agent, run)?;
                 *ended_tasks.entry(*id).or_default() += 1;
             }
             let now_ms = clock::now_ms();
@@ -361,7 +326,7 @@ impl Worker {
                 if open == *count {
                     let mut record = entry.record.clone();
                     record.ended_ms = Some(now_ms);
-                    batch = record::put_spec(batch, &record)?;
+                    batch = record::SHELF.put_spec(batch, &record.task_id, &record)?;
                 }
             }
         }
@@ -415,18 +380,21 @@ impl Worker {
             }
             (entry.record.order(&id), entry.record.deliver_by_ms)
         };
-        let until_ms = deliver_by_ms.max(clock::now_ms()) + ORDER_LIFE_MS;
+        let now_ms = clock::now_ms();
         let kind = command_body::Kind::RunTask(order);
-        let tasks = self.tasks.clone();
-        let mut command = None;
+        let until_ms = deliver_by_ms.max(now_ms) + ORDER_LIFE_MS;
+        // Before it is sent: the answer may come before the call returns.
         let note = |command_id, online: &[AgentId]| {
-            command = Some(command_id);
-            // Before it is sent: the answer may come before the call returns.
-            let mut entries = tasks.lock();
+            let mut entries = self.tasks.lock();
             let Some(entry) = entries.get_mut(&id) else { return };
+            entry.dispatches += 1;
+            let dispatch = entry.dispatches;
+            self.commands.note(command_id, id, dispatch);
             for agent in online {
                 if let Some(place) = entry.place(agent) {
-                    entry.hosts[place].sent();
+                    let host = &mut entry.hosts[place];
+                    count_repeat(&host.delivery, "run_task");
+                    host.sent(dispatch, now_ms);
                 }
             }
         };
@@ -434,49 +402,44 @@ impl Worker {
         if let Err(error) = sent {
             tracing::error!(task = %id, %error, "order is not sent");
         }
-        if let Some(command) = command {
-            self.commands.insert(command, id);
-            self.commands_in_order.push_back(command);
-            if self.commands_in_order.len() > COMMANDS_MAX
-                && let Some(oldest) = self.commands_in_order.pop_front()
-            {
-                self.commands.remove(&oldest);
+    }
+
+    async fn send_cancel(&mut self, id: TaskId, agents: Vec<AgentId>) {
+        let now_ms = clock::now_ms();
+        let kind = command_body::Kind::CancelTask(CancelTask { task_id: id.to_bytes() });
+        let note = |_, online: &[AgentId]| {
+            let mut entries = self.tasks.lock();
+            let Some(entry) = entries.get_mut(&id) else { return };
+            for agent in online {
+                if let Some(place) = entry.place(agent) {
+                    let delivery = &mut entry.hosts[place].delivery;
+                    count_repeat(delivery, "cancel_task");
+                    delivery.told(now_ms);
+                }
             }
+        };
+        let until_ms = now_ms + CANCEL_LIFE_MS;
+        let sent = self.fleet.command(Purpose::Other, kind, until_ms, &agents, note).await;
+        if let Err(error) = sent {
+            tracing::error!(task = %id, %error, "cancel is not sent");
         }
     }
 
     /// Removes ended tasks beyond the history's bounds, oldest first.
     async fn sweep(&self) {
-        let now_ms = clock::now_ms();
-        let doomed: Vec<TaskId> = {
+        let doomed = {
             let entries = self.tasks.lock();
-            let mut ended: Vec<(i64, TaskId, usize)> = entries
-                .iter()
-                .filter_map(|(id, e)| Some((e.record.ended_ms?, *id, e.hosts.len())))
-                .collect();
-            ended.sort_unstable();
-            let mut hosts: usize = entries.values().map(|entry| entry.hosts.len()).sum();
-            let mut count = ended.len();
-            let sizes = entries.keys().map(|id| self.tasks.output.disk_bytes(id));
-            let mut bytes: u64 = sizes.sum();
-            let mut doomed = Vec::new();
-            for (ended_ms, id, its_hosts) in ended {
-                let too_old = ended_ms + TASK_KEEP_MS < now_ms;
-                let too_many = count > TASKS_KEPT_MAX
-                    || hosts > TASK_HOSTS_MAX / 2
-                    || bytes > OUTPUT_DISK_BYTES_MAX;
-                if !too_old && !too_many {
-                    break;
-                }
-                count -= 1;
-                hosts -= its_hosts;
-                bytes -= self.tasks.output.disk_bytes(&id).min(bytes);
-                doomed.push(id);
-            }
-            doomed
+            let hosts = entries.values().map(|entry| entry.hosts.len()).sum();
+            let bytes = entries.keys().map(|id| self.tasks.output.disk_bytes(id)).sum();
+            let ended = entries.iter().filter_map(|(id, entry)| {
+                let bytes = self.tasks.output.disk_bytes(id);
+                let ended_ms = entry.record.ended_ms?;
+                Some(Ended { ended_ms, id: *id, hosts: entry.hosts.len(), bytes })
+            });
+            history::beyond(ended.collect(), hosts, bytes, &HISTORY, clock::now_ms())
         };
         for id in doomed {
-            if let Err(error) = record::remove(&*self.tasks.store, &id).await {
+            if let Err(error) = record::SHELF.remove(&*self.tasks.store, &id.to_string()).await {
                 tracing::warn!(task = %id, %error, "an old task is not removed");
                 return;
             }

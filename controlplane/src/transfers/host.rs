@@ -7,6 +7,7 @@ use skein_wire::ids::AgentId;
 use skein_wire::signal::v1::{TransferState, TransferUpdate};
 
 use crate::api::types::{TransferHost, TransferHostState};
+use crate::jobs::delivery::Delivery;
 
 /// Longest error text that is kept of one host.
 const ERROR_BYTES_MAX: usize = 1_024;
@@ -56,6 +57,8 @@ pub struct HostPush {
     pub hostname: Arc<str>,
     /// Where it stands.
     pub run: Final,
+    /// What was sent to it.
+    pub delivery: Delivery,
 }
 
 impl HostPush {
@@ -70,7 +73,7 @@ impl HostPush {
             started_ms: 0,
             ended_ms: 0,
         };
-        Self { agent, hostname, run }
+        Self { agent, hostname, run, delivery: Delivery::default() }
     }
 
     /// Where it stands.
@@ -78,8 +81,9 @@ impl HostPush {
         self.run.state
     }
 
-    /// The order is on its way.
-    pub fn sent(&mut self) {
+    /// The order is on its way, by this dispatch of the transfer.
+    pub fn sent(&mut self, dispatch: u32, now_ms: i64) {
+        self.delivery.ordered(dispatch, now_ms);
         if self.run.state == TransferHostState::Pending {
             self.run.state = TransferHostState::Sent;
         }
@@ -168,7 +172,7 @@ mod tests {
             verified_bytes,
             ..TransferUpdate::default()
         };
-        host.sent();
+        host.sent(1, 0);
         assert_eq!(host.report(&update(TransferState::Running, 5)), Report::Progress);
         assert_eq!(host.report(&update(TransferState::Waiting, 5)), Report::Progress);
         assert_eq!(host.state(), TransferHostState::Running, "queued anew is no step back");

@@ -31,6 +31,7 @@ use crate::api::types::{
     TransferSource,
 };
 use crate::clock;
+use crate::jobs::history::Bounds;
 use crate::registry::{Addressee, Registry, Selector};
 use crate::store::{Store, StoreError};
 use crate::tasks::state_word;
@@ -43,6 +44,12 @@ pub const TRANSFERS_KEPT_MAX: usize = 1_000;
 pub const TRANSFER_HOSTS_MAX: usize = 2_000_000;
 /// Ended transfers are kept this long.
 pub const TRANSFER_KEEP_MS: i64 = 7 * 24 * 3_600_000;
+const HISTORY: Bounds = Bounds {
+    keep_ms: TRANSFER_KEEP_MS,
+    jobs_max: TRANSFERS_KEPT_MAX,
+    hosts_max: TRANSFER_HOSTS_MAX / 2,
+    bytes_max: u64::MAX,
+};
 const PAGE_HOSTS_MAX: usize = 10_000;
 const ORDERS_MAX: usize = 64;
 
@@ -59,6 +66,8 @@ struct Entry {
     record: TransferRecord,
     /// In order of agent id.
     hosts: Vec<HostPush>,
+    /// Dispatches of its order by this process.
+    dispatches: u32,
     speed: Speed,
     /// When the source was last asked to offer or the data process to fetch.
     asked_ms: i64,
@@ -68,8 +77,8 @@ struct Entry {
 
 impl Entry {
     fn new(record: TransferRecord, hosts: Vec<HostPush>) -> Self {
-        let ended_view = OnceLock::new();
-        Self { record, hosts, speed: Speed::default(), asked_ms: 0, ended_view }
+        let (speed, ended_view) = (Speed::default(), OnceLock::new());
+        Self { record, hosts, dispatches: 0, speed, asked_ms: 0, ended_view }
     }
 
     fn place(&self, agent: &AgentId) -> Option<usize> {
@@ -204,7 +213,10 @@ impl Transfers {
         let pinned = running_file(&record);
         let host = |Addressee { id, hostname, .. }| HostPush::new(id, hostname);
         let entry = Entry::new(record, targets.into_iter().map(host).collect());
-        if let Err(error) = record::store_new(&*self.store, &entry).await {
+        let names = entry.hosts.iter().map(|host| (&host.agent, &*host.hostname));
+        let record = &entry.record;
+        let stored = record::SHELF.store_new(&*self.store, &record.transfer_id, record, names);
+        if let Err(error) = stored.await {
             pinned.iter().for_each(|id| self.cache.unpin(id));
             return Err(error.into());
         }

@@ -1,13 +1,6 @@
-//! What of a transfer is stored, and how a request becomes a transfer.
-//!
-//! ```text
-//! transfers/spec/<id>            TransferRecord
-//! transfers/hosts/<id>/<page>    targets, see [`crate::targets`]
-//! transfers/final/<id>/<agent>   Final, written once
-//! ```
+//! What of a transfer is stored, and how a request becomes a transfer. It lies on [`SHELF`].
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use skein_filemesh::engine::check_file_name;
@@ -18,15 +11,13 @@ use super::Entry;
 use super::cache::CacheError;
 use super::host::{Final, HostPush};
 use crate::api::types::{TransferPhase, TransferRequest, TransferSource, Upload};
+use crate::jobs::shelf::{Shelf, Stored};
 use crate::random;
 use crate::registry::SelectorError;
-use crate::store::ext::{decode, encode};
-use crate::store::{Batch, Condition, Store, StoreError, StoreExt};
-use crate::targets;
+use crate::store::{Store, StoreError};
 
-const SPEC: &str = "transfers/spec/";
-const HOSTS: &str = "transfers/hosts/";
-const FINAL: &str = "transfers/final/";
+/// Where transfers lie in the store.
+pub(super) const SHELF: Shelf = Shelf::new("transfers");
 
 const DELIVER_WITHIN_MS: u64 = 30_000;
 const TIMEOUT_MS: u64 = 6 * 3_600_000;
@@ -234,52 +225,18 @@ fn check_folder(path: &str) -> Result<(), TransferError> {
 /// Reads all transfers.
 pub(super) async fn load(store: &dyn Store) -> Result<HashMap<TransferId, Entry>, StoreError> {
     let mut entries = HashMap::new();
-    for spec in store.range_all(SPEC).await? {
-        let record: TransferRecord = decode(&spec)?;
+    for Stored { record, hosts, mut ends } in SHELF.load::<TransferRecord, Final>(store).await? {
         let Some(id) = record.id() else { continue };
-        let targets = targets::load(store, &format!("{HOSTS}{id}/")).await?;
-        let host = |(agent, name): (AgentId, Arc<str>)| HostPush::new(agent, name);
-        let mut entry = Entry::new(record, targets.into_iter().map(host).collect());
-        let prefix = format!("{FINAL}{id}/");
-        for stored in store.range_all(&prefix).await? {
-            let end: Final = decode(&stored)?;
-            let agent = AgentId::parse(&stored.key[prefix.len()..]).ok();
-            if let Some(place) = agent.and_then(|agent| entry.place(&agent)) {
-                entry.hosts[place].end(end);
-            }
-        }
-        entries.insert(id, entry);
+        let host = |(agent, name)| {
+            let end = ends.remove(&agent);
+            let mut host = HostPush::new(agent, name);
+            end.into_iter().for_each(|end| host.end(end));
+            host
+        };
+        let hosts = hosts.into_iter().map(host).collect();
+        entries.insert(id, Entry::new(record, hosts));
     }
     Ok(entries)
-}
-
-pub(super) async fn store_new(store: &dyn Store, entry: &Entry) -> Result<(), StoreError> {
-    let id = &entry.record.transfer_id;
-    let key = format!("{SPEC}{id}");
-    let absent = Condition::Absent(key.clone());
-    let batch = Batch::new().when(absent).put(key, encode(&entry.record)?);
-    let hosts = entry.hosts.iter().map(|host| (&host.agent, &*host.hostname));
-    let batch = targets::put(batch, &format!("{HOSTS}{id}/"), hosts)?;
-    store.commit(batch).await.map(|_| ())
-}
-
-pub(super) fn put_spec(batch: Batch, record: &TransferRecord) -> Result<Batch, StoreError> {
-    Ok(batch.put(format!("{SPEC}{}", record.transfer_id), encode(record)?))
-}
-
-pub(super) fn put_final(
-    batch: Batch,
-    id: &TransferId,
-    agent: &AgentId,
-    end: &Final,
-) -> Result<Batch, StoreError> {
-    Ok(batch.put(format!("{FINAL}{id}/{agent}"), encode(end)?))
-}
-
-/// Removes all of a transfer, the record first, so that a crash leaves no half to be loaded.
-pub(super) async fn remove(store: &dyn Store, id: &TransferId) -> Result<(), StoreError> {
-    store.commit(Batch::new().delete(format!("{SPEC}{id}"))).await?;
-    targets::remove_below(store, &[format!("{HOSTS}{id}/"), format!("{FINAL}{id}/")]).await
 }
 
 #[cfg(test)]

@@ -1,64 +1,52 @@
-//! The one task that moves all transfers forward; the counterpart of the tasks' worker.
+//! What moves transfers forward: offers and reports in, orders and announcements out.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use skein_filemesh::core::manifest::Manifest;
 use skein_observe::names;
 use skein_wire::fleet::v1::to_data::Kind as To;
 use skein_wire::fleet::v1::{FetchFile, FetchResult, SeedFile, UnseedFile};
-use skein_wire::ids::{AgentId, CommandId, TransferId, hex_encode};
+use skein_wire::ids::{AgentId, TransferId, hex_encode};
 use skein_wire::signal::v1::{
     CancelTransfer, FileOffer, OfferFile, ReportAck, command_body, server_message,
 };
-use tokio::sync::mpsc;
 
-use super::host::{Final, Report};
+use super::host::{Final, HostPush, Report};
 use super::{
-    Entry, Order, Speed, TRANSFER_HOSTS_MAX, TRANSFER_KEEP_MS, TRANSFERS_KEPT_MAX, TransferError,
-    TransferRecord, Transfers, record, running_file,
+    Entry, HISTORY, Order, Speed, TransferError, TransferRecord, Transfers, record, running_file,
 };
 use crate::api::types::{TransferHostState as Host, TransferPhase, TransferSource, Upload};
 use crate::clock;
-use crate::fleet::events::{QUEUE_EVENTS, TransferEvent};
+use crate::fleet::events::TransferEvent;
 use crate::fleet::{Fleet, Purpose};
+use crate::jobs::delivery::{Commands, count_repeat};
+use crate::jobs::history::{self, Ended};
+use crate::jobs::worker::{
+    CANCEL_LIFE_MS, ENDS_PER_BATCH, Ends, ORDER_LIFE_MS, TICKS_PER_SWEEP, Work,
+};
 use crate::store::Batch;
 use crate::tasks::state_word;
 
-/// Between two looks at deadlines.
-const TICK: Duration = Duration::from_millis(250);
-/// Ticks between two looks at retention and the cache.
-const TICKS_PER_SWEEP: u32 = 40;
 /// Speeds are taken over at least this long.
 const SPEED_MS: i64 = 1_000;
-/// An order's signature is good at least this long.
-const ORDER_LIFE_MS: i64 = 15_000;
-/// How long a cancel's signature is good; it is signed anew whenever its agent comes back.
-const CANCEL_LIFE_MS: i64 = 3_600_000;
 /// A source that does not answer is asked again after this time.
 const ASK_AGAIN_MS: i64 = 10_000;
 /// A source agent may be away this long before the transfer fails.
 const SOURCE_AWAY_MS: i64 = 120_000;
-/// Commands whose refusal is still expected.
-const COMMANDS_MAX: usize = 65_536;
-/// Ends stored by one batch.
-const ENDS_PER_BATCH: usize = 1_000;
 
 /// Runs the transfers.
 pub struct Worker {
     transfers: Arc<Transfers>,
     fleet: Arc<Fleet>,
-    commands: HashMap<CommandId, TransferId>,
-    commands_in_order: VecDeque<CommandId>,
+    commands: Commands<TransferId>,
     ticks: u32,
 }
 
 /// What one group of events comes to.
 #[derive(Default)]
-struct Group {
-    ends: Vec<(TransferId, usize, Final)>,
-    ending: HashSet<(TransferId, usize)>,
+pub struct Group {
+    ends: Ends<TransferId, Final>,
     acks: Vec<(AgentId, TransferId)>,
     join: HashMap<TransferId, Vec<AgentId>>,
     cancel: HashMap<TransferId, Vec<AgentId>>,
@@ -72,45 +60,17 @@ struct Group {
     unseed: HashSet<TransferId>,
 }
 
-impl Group {
-    fn end(&mut self, id: TransferId, place: usize, run: Final) {
-        if self.ending.insert((id, place)) {
-            self.ends.push((id, place, run));
-        }
-    }
-}
-
 impl Worker {
     /// For a service and the fleet.
     pub fn new(transfers: Arc<Transfers>, fleet: Arc<Fleet>) -> Self {
-        let (commands, commands_in_order) = (HashMap::new(), VecDeque::new());
-        Self { transfers, fleet, commands, commands_in_order, ticks: 0 }
+        Self { transfers, fleet, commands: Commands::default(), ticks: 0 }
     }
+}
 
-    /// Until the process ends.
-    pub async fn run(
-        mut self,
-        mut events: mpsc::Receiver<TransferEvent>,
-        mut orders: mpsc::Receiver<Order>,
-    ) {
-        let mut tick = tokio::time::interval(TICK);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut taken = Vec::new();
-        loop {
-            let mut group = Group::default();
-            tokio::select! {
-                count = events.recv_many(&mut taken, QUEUE_EVENTS) => {
-                    if count == 0 {
-                        return;
-                    }
-                    taken.drain(..).for_each(|event| self.event(event, &mut group));
-                }
-                Some(order) = orders.recv() => self.order(order, &mut group).await,
-                _ = tick.tick() => self.tick(&mut group).await,
-            }
-            self.settle(group).await;
-        }
-    }
+impl Work for Worker {
+    type Event = TransferEvent;
+    type Order = Order;
+    type Group = Group;
 
     fn event(&mut self, event: TransferEvent, group: &mut Group) {
         let now_ms = clock::now_ms();
@@ -124,7 +84,7 @@ impl Worker {
                 });
                 match found {
                     Some((_, Report::Progress)) => {}
-                    Some((place, Report::End(run))) => group.end(id, place, run),
+                    Some((place, Report::End(run))) => group.ends.add(id, place, run),
                     Some((_, Report::Ended)) | None => group.acks.push((agent, id)),
                 }
             }
@@ -137,16 +97,18 @@ impl Worker {
                 }
             }
             TransferEvent::Refused(agent, command, reason) => {
-                let Some(id) = self.commands.get(&command) else { return };
-                let Some(entry) = entries.get(id) else { return };
+                let Some((id, dispatch)) = self.commands.find(&command) else { return };
+                let Some(entry) = entries.get(&id) else { return };
                 if entry.record.phase != TransferPhase::Running {
                     let error = format!("source agent {agent} refused: {reason}");
-                    group.offers.push((*id, FileOffer { error, ..FileOffer::default() }));
+                    group.offers.push((id, FileOffer { error, ..FileOffer::default() }));
                 } else if let Some(place) = entry.place(&agent)
                     && entry.hosts[place].state() == Host::Sent
+                    && entry.hosts[place].delivery.is_newest(dispatch)
                 {
                     let host = &entry.hosts[place];
-                    group.end(*id, place, host.ended_by_server(Host::Refused, now_ms, &reason));
+                    let end = host.ended_by_server(Host::Refused, now_ms, &reason);
+                    group.ends.add(id, place, end);
                 }
             }
             TransferEvent::AgentUp(agent) => {
@@ -162,6 +124,7 @@ impl Worker {
                     if host.state().is_final() {
                         continue;
                     }
+                    host.delivery.begin_anew();
                     if entry.record.cancel_ms.is_some() {
                         group.cancel.entry(*id).or_default().push(agent.clone());
                     } else if host.state() <= Host::Sent {
@@ -209,130 +172,11 @@ impl Worker {
         }
     }
 
-    async fn begin_cancel(
-        &mut self,
-        id: TransferId,
-        group: &mut Group,
-    ) -> Result<(), TransferError> {
-        let now_ms = clock::now_ms();
-        let mut record = {
-            let entries = self.transfers.lock();
-            let entry = entries.get(&id).ok_or(TransferError::Unknown(id))?;
-            entry.record.clone()
-        };
-        if record.cancel_ms.is_some() || record.ended_ms.is_some() {
-            return Ok(());
-        }
-        record.cancel_ms = Some(now_ms);
-        self.store_record(&id, &record).await?;
-        let entries = self.transfers.lock();
-        let Some(entry) = entries.get(&id) else { return Ok(()) };
-        let mut reach: Vec<AgentId> = Vec::new();
-        for (place, host) in entry.hosts.iter().enumerate() {
-            match host.state() {
-                state if state.is_final() => {}
-                Host::Pending => {
-                    group.end(
-                        id,
-                        place,
-                        host.ended_by_server(Host::Cancelled, now_ms, "never sent"),
-                    );
-                }
-                _ => reach.push(host.agent.clone()),
-            }
-        }
-        if record.phase != TransferPhase::Running {
-            reach.extend(record.source_id());
-        }
-        group.cancel.insert(id, reach);
-        Ok(())
-    }
-
-    /// Stores a record, then enters it.
-    async fn store_record(
-        &self,
-        id: &TransferId,
-        record: &TransferRecord,
-    ) -> Result<(), TransferError> {
-        self.transfers.store.commit(record::put_spec(Batch::new(), record)?).await?;
-        if let Some(entry) = self.transfers.lock().get_mut(id) {
-            entry.record = record.clone();
-        }
-        Ok(())
-    }
-
     async fn tick(&mut self, group: &mut Group) {
         self.ticks = self.ticks.wrapping_add(1);
         self.look_at_deadlines(group);
         if self.ticks.is_multiple_of(TICKS_PER_SWEEP) {
             self.sweep().await;
-        }
-    }
-
-    fn look_at_deadlines(&self, group: &mut Group) {
-        let now_ms = clock::now_ms();
-        let mut open = 0;
-        let mut entries = self.transfers.lock();
-        for (id, entry) in entries.iter_mut().filter(|(_, entry)| entry.is_open()) {
-            open += 1;
-            if now_ms - entry.speed.at_ms >= SPEED_MS {
-                entry.speed = speed(entry, now_ms);
-            }
-            self.look_at_hosts(*id, entry, now_ms, group);
-            if entry.record.phase == TransferPhase::Running {
-                let waiting = entry.hosts.iter().filter(|host| host.state() == Host::Pending);
-                let reachable = waiting.filter(|host| self.fleet.link_of(&host.agent).is_some());
-                let reachable: Vec<_> = reachable.map(|host| host.agent.clone()).collect();
-                if !reachable.is_empty() && entry.record.cancel_ms.is_none() {
-                    group.join.insert(*id, reachable);
-                }
-            } else {
-                self.look_at_source(*id, entry, now_ms, group);
-            }
-        }
-        metrics::gauge!(names::CONTROL_TRANSFERS_OPEN).set(f64::from(open));
-    }
-
-    fn look_at_hosts(&self, id: TransferId, entry: &Entry, now_ms: i64, group: &mut Group) {
-        let record = &entry.record;
-        let deliver_by_ms = record.deliver_by_ms();
-        let mut expired = Vec::new();
-        for (place, host) in entry.hosts.iter().enumerate() {
-            let (state, why) = match host.state() {
-                state if state.is_final() => continue,
-                Host::Pending if record.cancel_ms.is_some() => (Host::Cancelled, "never delivered"),
-                Host::Pending if now_ms > deliver_by_ms => {
-                    (Host::Undeliverable, "no session until the delivery deadline")
-                }
-                Host::Sent if now_ms > deliver_by_ms + 2 * ORDER_LIFE_MS => {
-                    match record.cancel_ms {
-                        Some(_) => (Host::Cancelled, "the order was sent and never answered"),
-                        None => (Host::Undeliverable, "the order was sent and never answered"),
-                    }
-                }
-                _ if now_ms > record.expire_ms => {
-                    expired.push(host.agent.clone());
-                    (Host::Expired, "no final report until the transfer's deadline")
-                }
-                _ => continue,
-            };
-            group.end(id, place, host.ended_by_server(state, now_ms, why));
-        }
-        if !expired.is_empty() {
-            group.cancel.entry(id).or_default().extend(expired);
-        }
-    }
-
-    fn look_at_source(&self, id: TransferId, entry: &Entry, now_ms: i64, group: &mut Group) {
-        let Some(source) = entry.record.source_id() else { return };
-        let online = self.fleet.link_of(&source).is_some();
-        if online && now_ms - entry.asked_ms > ASK_AGAIN_MS {
-            group.offer.insert(id);
-        }
-        let last_ms = entry.asked_ms.max(entry.record.created_ms);
-        if !online && now_ms - last_ms > SOURCE_AWAY_MS {
-            let error = format!("source agent {source} has been away for too long");
-            group.offers.push((id, FileOffer { error, ..FileOffer::default() }));
         }
     }
 
@@ -370,16 +214,145 @@ impl Worker {
             self.send_join(id, agents).await;
         }
         for (id, agents) in std::mem::take(&mut group.cancel) {
-            let order = CancelTransfer { transfer_id: id.to_bytes() };
-            let kind = command_body::Kind::CancelTransfer(order);
-            let until_ms = clock::now_ms() + CANCEL_LIFE_MS;
-            let sent = self.fleet.command(Purpose::Other, kind, until_ms, &agents, |_, _| {}).await;
-            if let Err(error) = sent {
-                tracing::error!(transfer = %id, %error, "cancel is not sent");
-            }
+            self.send_cancel(id, agents).await;
         }
         for id in group.unseed {
             self.fleet.tell_data(To::Unseed(UnseedFile { transfer_id: id.to_bytes() })).await;
+        }
+    }
+}
+
+impl Worker {
+    async fn begin_cancel(
+        &mut self,
+        id: TransferId,
+        group: &mut Group,
+    ) -> Result<(), TransferError> {
+        let now_ms = clock::now_ms();
+        let mut record = {
+            let entries = self.transfers.lock();
+            let entry = entries.get(&id).ok_or(TransferError::Unknown(id))?;
+            entry.record.clone()
+        };
+        if record.cancel_ms.is_some() || record.ended_ms.is_some() {
+            return Ok(());
+        }
+        record.cancel_ms = Some(now_ms);
+        self.store_record(&id, &record).await?;
+        let mut entries = self.transfers.lock();
+        let Some(entry) = entries.get_mut(&id) else { return Ok(()) };
+        let mut reach: Vec<AgentId> = Vec::new();
+        for (place, host) in entry.hosts.iter_mut().enumerate() {
+            match host.state() {
+                state if state.is_final() => {}
+                Host::Pending => {
+                    let end = host.ended_by_server(Host::Cancelled, now_ms, "never sent");
+                    group.ends.add(id, place, end);
+                }
+                _ => {
+                    host.delivery.begin_anew();
+                    reach.push(host.agent.clone());
+                }
+            }
+        }
+        if record.phase != TransferPhase::Running {
+            reach.extend(record.source_id());
+        }
+        group.cancel.insert(id, reach);
+        Ok(())
+    }
+
+    /// Stores a record, then enters it.
+    async fn store_record(
+        &self,
+        id: &TransferId,
+        record: &TransferRecord,
+    ) -> Result<(), TransferError> {
+        let batch = record::SHELF.put_spec(Batch::new(), &record.transfer_id, record)?;
+        self.transfers.store.commit(batch).await?;
+        if let Some(entry) = self.transfers.lock().get_mut(id) {
+            entry.record = record.clone();
+        }
+        Ok(())
+    }
+
+    fn look_at_deadlines(&self, group: &mut Group) {
+        let now_ms = clock::now_ms();
+        let mut open = 0;
+        let mut entries = self.transfers.lock();
+        for (id, entry) in entries.iter_mut().filter(|(_, entry)| entry.is_open()) {
+            open += 1;
+            if now_ms - entry.speed.at_ms >= SPEED_MS {
+                entry.speed = speed(entry, now_ms);
+            }
+            self.look_at_hosts(*id, entry, now_ms, group);
+            if entry.record.phase == TransferPhase::Running {
+                self.look_at_delivery(*id, entry, now_ms, group);
+            } else {
+                self.look_at_source(*id, entry, now_ms, group);
+            }
+        }
+        metrics::gauge!(names::CONTROL_TRANSFERS_OPEN).set(f64::from(open));
+    }
+
+    fn look_at_hosts(&self, id: TransferId, entry: &Entry, now_ms: i64, group: &mut Group) {
+        let record = &entry.record;
+        let deliver_by_ms = record.deliver_by_ms();
+        let mut expired = Vec::new();
+        for (place, host) in entry.hosts.iter().enumerate() {
+            let (state, why) = match host.state() {
+                state if state.is_final() => continue,
+                Host::Pending if record.cancel_ms.is_some() => (Host::Cancelled, "never delivered"),
+                Host::Pending if now_ms > deliver_by_ms => {
+                    (Host::Undeliverable, "no session until the delivery deadline")
+                }
+                Host::Sent if now_ms > deliver_by_ms + 2 * ORDER_LIFE_MS => {
+                    match record.cancel_ms {
+                        Some(_) => (Host::Cancelled, "the order was sent and never answered"),
+                        None => (Host::Undeliverable, "the order was sent and never answered"),
+                    }
+                }
+                _ if now_ms > record.expire_ms => {
+                    expired.push(host.agent.clone());
+                    (Host::Expired, "no final report until the transfer's deadline")
+                }
+                _ => continue,
+            };
+            group.ends.add(id, place, host.ended_by_server(state, now_ms, why));
+        }
+        if !expired.is_empty() {
+            group.cancel.entry(id).or_default().extend(expired);
+        }
+    }
+
+    /// Hosts that were never told (who stored the transfer died before), or do not answer.
+    fn look_at_delivery(&self, id: TransferId, entry: &Entry, now_ms: i64, group: &mut Group) {
+        let cancelled = entry.record.cancel_ms.is_some();
+        let in_time = now_ms <= entry.record.deliver_by_ms() + ORDER_LIFE_MS;
+        let waits = |host: &&HostPush| match cancelled {
+            true => !host.state().is_final() && host.state() > Host::Pending,
+            false => host.state() <= Host::Sent && in_time,
+        };
+        let due = entry.hosts.iter().filter(waits).filter(|host| {
+            host.delivery.is_due(now_ms) && self.fleet.link_of(&host.agent).is_some()
+        });
+        let due: Vec<AgentId> = due.map(|host| host.agent.clone()).collect();
+        if !due.is_empty() {
+            let orders = if cancelled { &mut group.cancel } else { &mut group.join };
+            orders.entry(id).or_default().extend(due);
+        }
+    }
+
+    fn look_at_source(&self, id: TransferId, entry: &Entry, now_ms: i64, group: &mut Group) {
+        let Some(source) = entry.record.source_id() else { return };
+        let online = self.fleet.link_of(&source).is_some();
+        if online && now_ms - entry.asked_ms > ASK_AGAIN_MS {
+            group.offer.insert(id);
+        }
+        let last_ms = entry.asked_ms.max(entry.record.created_ms);
+        if !online && now_ms - last_ms > SOURCE_AWAY_MS {
+            let error = format!("source agent {source} has been away for too long");
+            group.offers.push((id, FileOffer { error, ..FileOffer::default() }));
         }
     }
 
@@ -477,14 +450,14 @@ impl Worker {
         let entries = self.transfers.lock();
         let Some(entry) = entries.get(&id) else { return };
         for (place, host) in entry.hosts.iter().enumerate().filter(|(_, h)| !h.state().is_final()) {
-            group.end(id, place, host.ended_by_server(Host::Failed, now_ms, why));
+            group.ends.add(id, place, host.ended_by_server(Host::Failed, now_ms, why));
         }
         group.unseed.insert(id);
         group.cancel.entry(id).or_default().extend(entry.record.source_id());
     }
 
     async fn store_ends(&self, group: &mut Group) {
-        let ends = std::mem::take(&mut group.ends);
+        let ends = group.ends.take();
         for part in ends.chunks(ENDS_PER_BATCH) {
             // Nothing was entered or acknowledged on failure: agents and deadlines come again.
             if let Err(error) = self.store_some_ends(part, group).await {
@@ -505,7 +478,8 @@ impl Worker {
             let entries = self.transfers.lock();
             for (id, place, run) in ends {
                 let Some(entry) = entries.get(id) else { continue };
-                batch = record::put_final(batch, id, &entry.hosts[*place].agent, run)?;
+                let agent = &entry.hosts[*place].agent;
+                batch = record::SHELF.put_end(batch, &id.to_string(), agent, run)?;
                 *counts.entry(*id).or_default() += 1;
             }
             for (id, count) in &counts {
@@ -514,7 +488,7 @@ impl Worker {
                 if open == *count {
                     let mut record = entry.record.clone();
                     record.ended_ms = Some(clock::now_ms());
-                    batch = record::put_spec(batch, &record)?;
+                    batch = record::SHELF.put_spec(batch, &record.transfer_id, &record)?;
                     closing.push(record);
                 }
             }
@@ -614,17 +588,21 @@ impl Worker {
         until_ms: i64,
         agents: &[AgentId],
     ) {
-        let until_ms = until_ms.max(clock::now_ms()) + ORDER_LIFE_MS;
+        let now_ms = clock::now_ms();
+        let until_ms = until_ms.max(now_ms) + ORDER_LIFE_MS;
         let is_join = matches!(kind, command_body::Kind::JoinTransfer(_));
-        let transfers = self.transfers.clone();
-        let mut command = None;
+        // Before it is sent: the answer may come before the call returns.
         let note = |command_id, online: &[AgentId]| {
-            command = Some(command_id);
-            let mut entries = transfers.lock();
-            let Some(entry) = entries.get_mut(&id).filter(|_| is_join) else { return };
-            for agent in online {
+            let mut entries = self.transfers.lock();
+            let Some(entry) = entries.get_mut(&id) else { return };
+            entry.dispatches += 1;
+            let dispatch = entry.dispatches;
+            self.commands.note(command_id, id, dispatch);
+            for agent in online.iter().filter(|_| is_join) {
                 if let Some(place) = entry.place(agent) {
-                    entry.hosts[place].sent();
+                    let host = &mut entry.hosts[place];
+                    count_repeat(&host.delivery, "join_transfer");
+                    host.sent(dispatch, now_ms);
                 }
             }
         };
@@ -632,42 +610,44 @@ impl Worker {
         if let Err(error) = sent {
             tracing::error!(transfer = %id, %error, "order is not sent");
         }
-        if let Some(command) = command {
-            self.commands.insert(command, id);
-            self.commands_in_order.push_back(command);
-            if self.commands_in_order.len() > COMMANDS_MAX
-                && let Some(oldest) = self.commands_in_order.pop_front()
-            {
-                self.commands.remove(&oldest);
+    }
+
+    async fn send_cancel(&mut self, id: TransferId, agents: Vec<AgentId>) {
+        let now_ms = clock::now_ms();
+        let order = CancelTransfer { transfer_id: id.to_bytes() };
+        let note = |_, online: &[AgentId]| {
+            let mut entries = self.transfers.lock();
+            let Some(entry) = entries.get_mut(&id) else { return };
+            for agent in online {
+                if let Some(place) = entry.place(agent) {
+                    let delivery = &mut entry.hosts[place].delivery;
+                    count_repeat(delivery, "cancel_transfer");
+                    delivery.told(now_ms);
+                }
             }
+        };
+        let kind = command_body::Kind::CancelTransfer(order);
+        let until_ms = now_ms + CANCEL_LIFE_MS;
+        let sent = self.fleet.command(Purpose::Other, kind, until_ms, &agents, note).await;
+        if let Err(error) = sent {
+            tracing::error!(transfer = %id, %error, "cancel is not sent");
         }
     }
 
     /// Removes ended transfers beyond the history's bounds, and expired files.
     async fn sweep(&self) {
-        let now_ms = clock::now_ms();
-        let doomed: Vec<TransferId> = {
+        let doomed = {
             let entries = self.transfers.lock();
-            let ended =
-                entries.iter().filter_map(|(id, e)| Some((e.record.ended_ms?, *id, e.hosts.len())));
-            let mut ended: Vec<_> = ended.collect();
-            ended.sort_unstable();
-            let mut hosts: usize = entries.values().map(|entry| entry.hosts.len()).sum();
-            let mut count = ended.len();
-            let mut doomed = Vec::new();
-            for (ended_ms, id, its_hosts) in ended {
-                let too_many = count > TRANSFERS_KEPT_MAX || hosts > TRANSFER_HOSTS_MAX / 2;
-                if ended_ms + TRANSFER_KEEP_MS >= now_ms && !too_many {
-                    break;
-                }
-                count -= 1;
-                hosts -= its_hosts;
-                doomed.push(id);
-            }
-            doomed
+            let hosts = entries.values().map(|entry| entry.hosts.len()).sum();
+            let ended = entries.iter().filter_map(|(id, entry)| {
+                let ended_ms = entry.record.ended_ms?;
+                Some(Ended { ended_ms, id: *id, hosts: entry.hosts.len(), bytes: 0 })
+            });
+            history::beyond(ended.collect(), hosts, 0, &HISTORY, clock::now_ms())
         };
         for id in doomed {
-            if let Err(error) = record::remove(&*self.transfers.store, &id).await {
+            if let Err(error) = record::SHELF.remove(&*self.transfers.store, &id.to_string()).await
+            {
                 tracing::warn!(transfer = %id, %error, "an old transfer is not removed");
                 return;
             }
