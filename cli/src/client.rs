@@ -1,11 +1,13 @@
-//! The operators' API over HTTP. Every call has limits on time and size; an error tells apart "no
-//! server", "wrong token" and "the server says no", because the remedies differ.
+//! The operators' API over HTTP or HTTPS. Every call has limits on time and size; an error tells apart "no
+//! server", "not the right server", "wrong token" and "the server says no", because the remedies
+//! differ.
 
 use std::io::{BufReader, Read};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use skein_controlplane::api::TLS_REQUIRED;
 use skein_controlplane::api::types::{
     Agent, AgentList, BASE_PATH, ErrorReply, HEADER_OUTPUT_COMPLETE, TaskDetail, TaskHost,
     TransferDetail, TransferHost, Upload,
@@ -39,8 +41,13 @@ pub struct Client {
 
 impl Client {
     /// A client; nothing is sent yet.
-    pub fn new(connection: Connection) -> Self {
-        let config = ureq::Agent::config_builder()
+    pub fn new(connection: Connection) -> Result<Self, CliError> {
+        let config = ureq::Agent::config_builder();
+        let config = match connection.is_https() {
+            true => config.tls_config(connection.trust.tls()?),
+            false => config,
+        };
+        let config = config
             .timeout_connect(Some(CONNECT_TIME_MAX))
             .timeout_recv_response(Some(ANSWER_TIME_MAX))
             .http_status_as_error(false)
@@ -48,7 +55,7 @@ impl Client {
             .proxy(None)
             .user_agent(concat!("skein/", env!("CARGO_PKG_VERSION")))
             .build();
-        Self { agent: config.into(), connection }
+        Ok(Self { agent: config.into(), connection })
     }
 
     /// Address of the API.
@@ -232,6 +239,9 @@ impl Client {
         Err(match (status.as_u16(), reply) {
             (401 | 403, Some(reply)) => CliError::Unauthorised(reply.error.message),
             (401 | 403, None) => CliError::Unauthorised("the token is not accepted".into()),
+            (_, Some(reply)) if reply.error.code == TLS_REQUIRED => {
+                self.untrusted(format!("{}: use https://", reply.error.message))
+            }
             (_, Some(ErrorReply { error })) => {
                 CliError::Refused { code: error.code, message: error.message }
             }
@@ -242,7 +252,21 @@ impl Client {
     }
 
     fn unreachable(&self, error: &ureq::Error) -> CliError {
-        CliError::Unreachable { api: self.connection.api.clone(), reason: error.to_string() }
+        if let ureq::Error::Io(io) = error
+            && let Some(tls) = io.get_ref().and_then(|source| source.downcast_ref())
+        {
+            return self.untrusted(self.connection.trust.explain(tls));
+        }
+        // The kind of an error of the system says nothing that its text does not.
+        let reason = match error {
+            ureq::Error::Io(io) => io.to_string(),
+            other => other.to_string(),
+        };
+        CliError::Unreachable { api: self.connection.api.clone(), reason }
+    }
+
+    fn untrusted(&self, reason: String) -> CliError {
+        CliError::Insecure { api: self.connection.api.clone(), reason }
     }
 }
 

@@ -18,7 +18,7 @@ Exit codes:
   0    done, everywhere
   1    ended, but not well everywhere (the output says where)
   2    the command line is wrong
-  3    the server cannot be reached
+  3    the server cannot be reached, or its certificate is not trusted
   4    the server does not accept the token
   5    the server refused the request; its message says why
   6    something on this machine failed (a file, a port)
@@ -36,6 +36,14 @@ pub enum CliError {
         /// Where the API was looked for.
         api: String,
         /// What the connection said.
+        reason: String,
+    },
+    /// Somebody answers, but not by a secure connection to the server that is meant.
+    #[error("no secure connection to {api}: {reason}")]
+    Insecure {
+        /// Where the API was looked for.
+        api: String,
+        /// What is wrong, and the remedy.
         reason: String,
     },
     /// No token, or a wrong one.
@@ -81,7 +89,7 @@ impl CliError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) => 2,
-            Self::Unreachable { .. } => 3,
+            Self::Unreachable { .. } | Self::Insecure { .. } => 3,
             Self::Unauthorised(_) => 4,
             Self::Refused { .. } | Self::Protocol { .. } => 5,
             Self::Io { .. } | Self::Local(_) => 6,

@@ -20,3 +20,4 @@ pub mod quantity;
 pub mod recount;
 pub mod server;
 pub mod show;
+pub mod trust;

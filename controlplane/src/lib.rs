@@ -10,6 +10,7 @@ pub mod api;
 mod clock;
 mod files;
 pub mod fleet;
+mod host;
 pub mod identity;
 mod jobs;
 mod random;

@@ -9,7 +9,7 @@ use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 
-use crate::api::{self, ApiListener, App};
+use crate::api::{self, ApiCertificate, ApiListener, ApiTls, App, local_address};
 use crate::fleet::Fleet;
 use crate::fleet::events::queues;
 use crate::fleet::server::{Heartbeats, Server, bind, store_facts};
@@ -19,7 +19,7 @@ use crate::routes::Routing;
 use crate::store::{RedbConfig, RedbStore, Store};
 use crate::tasks::{self, OutputStore, Tasks};
 use crate::transfers::{self, Cache, CacheLimits, Transfers};
-use crate::{clock, files, jobs};
+use crate::{clock, files};
 
 /// Requests that are still answered after SIGTERM get this long.
 const STOP_TIME: Duration = Duration::from_secs(3);
@@ -33,8 +33,8 @@ pub struct ControlConfig {
     pub data_dir: PathBuf,
     /// Where the API listens; port 0: any free one.
     pub api: SocketAddr,
-    /// Serve the API with TLS by the server's certificate; required off loopback.
-    pub api_tls: bool,
+    /// Serve the API with TLS; required off loopback.
+    pub api_tls: Option<ApiTls>,
     /// Folders below which file streams may write, besides `data_dir/data/sinks`.
     pub sink_roots: Vec<PathBuf>,
     /// Bytes that uploaded files may take together.
@@ -56,7 +56,7 @@ impl ControlConfig {
         Self {
             data_dir: data_dir.into(),
             api: SocketAddr::from(([127, 0, 0, 1], 28863)),
-            api_tls: false,
+            api_tls: None,
             sink_roots: Vec::new(),
             cache_bytes_max: 20 << 30,
             cache_expiry: Duration::from_secs(24 * 3600),
@@ -152,15 +152,29 @@ impl Control {
         let mut workers = JoinSet::new();
         workers.spawn(store_facts(registry.clone(), outlets.facts));
         let worker = tasks::Worker::new(tasks.clone(), fleet.clone());
-        workers.spawn(jobs::worker::run(worker, outlets.tasks, task_orders));
+        workers.spawn(worker.run(outlets.tasks, task_orders));
         let worker = transfers::Worker::new(transfers.clone(), fleet.clone());
-        workers.spawn(jobs::worker::run(worker, outlets.transfers, transfer_orders));
+        workers.spawn(worker.run(outlets.transfers, transfer_orders));
         workers.spawn(upkeep(metrics.clone()));
         workers.spawn(renew_server_certificate(authority.clone(), folders.data.clone()));
 
-        let tls = config.api_tls.then_some(folders.data.as_path());
-        let listener = ApiListener::bind(config.api, tls).await?;
+        let certificate = match &config.api_tls {
+            None => None,
+            Some(tls) => {
+                let public_host = config.public_host.as_deref();
+                let (authority, folder) = (authority.clone(), &folders.control);
+                let (certificate, sources) =
+                    ApiCertificate::open(tls, config.api, public_host, authority, folder)?;
+                workers.spawn(certificate.clone().keep_fresh(sources));
+                Some(certificate)
+            }
+        };
+        let listener = ApiListener::bind(config.api, certificate.clone()).await?;
         let api = listener.local();
+        let api_url = match certificate {
+            None => format!("http://{}:{}", local_address(api.ip()), api.port()),
+            Some(tls) => format!("https://{}:{}", tls.local_host(api), api.port()),
+        };
         let app = Arc::new(App {
             store,
             registry,
@@ -177,7 +191,8 @@ impl Control {
             public_host: config.public_host.clone(),
         });
         let (stop_api, stopped) = tokio::sync::oneshot::channel();
-        let service = axum::serve(listener, api::router(app)).with_graceful_shutdown(async {
+        let service = api::router(app).into_make_service_with_connect_info::<api::Admission>();
+        let service = axum::serve(listener, service).with_graceful_shutdown(async {
             let _ = stopped.await;
         });
         let api_server = tokio::spawn(async move {
@@ -187,8 +202,8 @@ impl Control {
         });
         // Links last: a data process finds everything in place.
         workers.spawn(Arc::new(server).run(links));
-        write_ports(&folders.run, api)?;
-        tracing::info!(%api, dir = %config.data_dir.display(), "control process up");
+        write_ports(&folders.run, api, &api_url)?;
+        tracing::info!(%api, api_url, dir = %config.data_dir.display(), "control process up");
         Ok(Self { api, stop_api, api_server, workers })
     }
 
@@ -227,8 +242,10 @@ async fn upkeep(metrics: skein_observe::Handle) {
     }
 }
 
-fn write_ports(run: &Path, api: SocketAddr) -> anyhow::Result<()> {
-    let ports = serde_json::json!({ "api": api.to_string(), "pid": std::process::id() });
+/// `api` is the bound address, `api_url` how this machine reaches it.
+fn write_ports(run: &Path, api: SocketAddr, api_url: &str) -> anyhow::Result<()> {
+    let pid = std::process::id();
+    let ports = serde_json::json!({ "api": api.to_string(), "api_url": api_url, "pid": pid });
     let path = run.join("control.ports.json");
     files::write_atomic(&path, ports.to_string().as_bytes(), 0o644)
         .with_context(|| format!("{}", path.display()))

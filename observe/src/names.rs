@@ -180,6 +180,7 @@ catalogue! {
     Control {
         CONTROL_API_REQUESTS = Counter "skein_control_api_requests_total" ["route", "code"] "API requests answered, by route and HTTP status.";
         CONTROL_API_SECONDS = Histogram "skein_control_api_seconds" ["route"] "Time of one API request.";
+        CONTROL_CONNECTIONS_REFUSED = Counter "skein_control_connections_refused_total" ["listener", "reason"] "Connections of the API (api) and of data processes (fleet) that were closed: nothing valid came in time (time) or within 16 KiB (bytes), handshake, plain_http where TLS is spoken, malformed, or another user.";
         CONTROL_STORE_COMMITS = Counter "skein_control_store_commits_total" [] "Commits of the store; one may carry many changes.";
         CONTROL_STORE_COMMIT_SECONDS = Histogram "skein_control_store_commit_seconds" [] "Time of one commit of the store, flush included.";
         CONTROL_STORE_CHANGES = Counter "skein_control_store_changes_total" [] "Changes committed to the store.";

@@ -41,7 +41,7 @@ pub fn dispatch(cli: Cli) -> Outcome {
         _ => {}
     }
     let json = cli.connection.json;
-    let context = Context { client: Client::new(cli.connection.resolve()?), json };
+    let context = Context { client: Client::new(cli.connection.resolve()?)?, json };
     match cli.command {
         Command::Status(args) => status::run(&args, &context),
         Command::Hosts(args) => hosts::run(&args, &context),

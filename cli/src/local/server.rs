@@ -12,7 +12,7 @@ use skein_controlplane::api::types::{
 
 use super::{Binaries, stop, tail, wait_for};
 use crate::client::Client;
-use crate::connection::{ConnectionArgs, Ports};
+use crate::connection::{self, ConnectionArgs, Ports};
 use crate::error::CliError;
 use crate::guard;
 
@@ -54,7 +54,7 @@ impl LocalServer {
         command.args(["server", "--local", "--quiet", "--data-dir"]).arg(dir);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         // Connection settings of whoever starts us are about another server.
-        for variable in ["SKEIN_API", "SKEIN_TOKEN", "SKEIN_TOKEN_FILE", "SKEIN_DATA_DIR"] {
+        for variable in connection::VARIABLES {
             command.env_remove(variable);
         }
         if options.detached {
@@ -68,7 +68,7 @@ impl LocalServer {
             if let Ok(Some(_)) = child.try_wait() {
                 return Some(Err(()));
             }
-            let client = Client::new(args.resolve().ok()?);
+            let client = Client::new(args.resolve().ok()?).ok()?;
             let status: Status = client.get("/status", &[]).ok()?;
             (!status.data_processes.is_empty()).then_some(Ok(client))
         });

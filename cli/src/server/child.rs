@@ -7,7 +7,7 @@ use std::process::Stdio;
 
 use tokio::process::{Child, Command};
 
-use super::config::ListenConfig;
+use super::config::ServerConfig;
 use crate::connection::Ports;
 use crate::guard;
 
@@ -31,9 +31,9 @@ impl Role {
 }
 
 /// Starts the process of this role.
-pub fn spawn(role: Role, dir: &Path, listen: &ListenConfig) -> io::Result<Child> {
+pub fn spawn(role: Role, dir: &Path, config: &ServerConfig) -> io::Result<Child> {
     let mut command = Command::new(std::env::current_exe()?);
-    command.arg(role.name()).arg("--data-dir").arg(dir).args(listen_flags(dir, listen));
+    command.arg(role.name()).arg("--data-dir").arg(dir).args(listen_flags(dir, config));
     command.stdin(Stdio::null());
     // A group of its own: Ctrl-C reaches the supervisor alone, which then ends both in order.
     command.process_group(0);
@@ -49,9 +49,10 @@ pub fn terminate(child: &Child) {
     }
 }
 
-/// The addresses as flags. A free port that was taken at the first start is kept over restarts:
+/// The addresses, and whether the API has TLS, as flags. A free port that was taken at the first start is kept over restarts:
 /// agents must find the server where it was.
-fn listen_flags(dir: &Path, listen: &ListenConfig) -> Vec<OsString> {
+fn listen_flags(dir: &Path, config: &ServerConfig) -> Vec<OsString> {
+    let listen = &config.listen;
     let control = Ports::read(dir, "control").unwrap_or_default();
     let data = Ports::read(dir, "data").unwrap_or_default();
     let mut flags = Vec::new();
@@ -70,6 +71,9 @@ fn listen_flags(dir: &Path, listen: &ListenConfig) -> Vec<OsString> {
     add("api-listen", listen.api, control.api);
     if let Some(metrics) = listen.data_metrics.0 {
         add("metrics-listen", metrics, data.data_metrics);
+    }
+    if config.control.api_tls {
+        flags.push("--api-tls".into());
     }
     flags
 }

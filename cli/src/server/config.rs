@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use skein_controlplane::api::{ApiTls, CertificateFiles, ListenError};
 
 use super::ListenArgs;
 use crate::error::CliError;
@@ -100,8 +101,15 @@ pub struct ControlSection {
     pub cache_bytes_max: u64,
     /// How long an uploaded file stays when nothing uses it.
     pub cache_expiry_seconds: u64,
-    /// The API speaks TLS with the server's certificate; required off 127.0.0.1.
+    /// The API speaks TLS; required off 127.0.0.1.
     pub api_tls: bool,
+    /// Names and addresses of the API, besides those that are found out, in the certificate that
+    /// the server's authority issues for it.
+    pub api_names: Vec<String>,
+    /// Certificate of another authority (PEM, with its chain), relative to DIR.
+    pub api_certificate: Option<PathBuf>,
+    /// Its key (PEM), relative to DIR.
+    pub api_key: Option<PathBuf>,
     /// Folders below which streams may write, besides DIR/data/sinks.
     pub sink_roots: Vec<PathBuf>,
     /// Time between two heartbeats of an agent.
@@ -151,6 +159,9 @@ impl Default for ControlSection {
             cache_bytes_max: 20 << 30,
             cache_expiry_seconds: 24 * 3600,
             api_tls: false,
+            api_names: Vec::new(),
+            api_certificate: None,
+            api_key: None,
             sink_roots: Vec::new(),
             heartbeat_seconds: 10,
             heartbeat_misses: 3,
@@ -176,7 +187,39 @@ impl ServerConfig {
             }
         };
         config.listen.apply(flags);
+        config.control.api_tls |= flags.api_tls;
         Ok(config)
+    }
+
+    /// How the API speaks TLS, if it does.
+    pub fn api_tls(&self, dir: &Path) -> Option<ApiTls> {
+        let control = &self.control;
+        let files = control.api_certificate.as_ref().zip(control.api_key.as_ref());
+        let files = files.map(|(certificate, key)| CertificateFiles {
+            certificate: dir.join(certificate),
+            key: dir.join(key),
+        });
+        control.api_tls.then(|| ApiTls { names: control.api_names.clone(), files })
+    }
+
+    /// Finds what would keep the API from starting, while somebody looks.
+    pub fn check_api(&self, dir: &Path) -> Result<(), CliError> {
+        let control = &self.control;
+        let given = [&control.api_certificate, &control.api_key];
+        let refuse = |why: &str| Err(CliError::Usage(format!("{}: {why}", dir.display())));
+        if given.iter().any(|file| file.is_some()) && given.iter().any(|file| file.is_none()) {
+            return refuse("control.api_certificate and control.api_key belong together");
+        }
+        match self.api_tls(dir) {
+            None if given[0].is_some() || !control.api_names.is_empty() => {
+                refuse("control.api_names and api_certificate need control.api_tls = true")
+            }
+            None if !self.listen.api.ip().is_loopback() => {
+                Err(CliError::Usage(ListenError::Exposed(self.listen.api).to_string()))
+            }
+            None => Ok(()),
+            Some(tls) => tls.check().map_err(|error| CliError::Usage(error.to_string())),
+        }
     }
 
     fn parse(text: &str) -> Result<Self, toml::de::Error> {
@@ -216,6 +259,28 @@ mod tests {
         assert_eq!(config.listen.signal.port(), 28668);
         assert!(ServerConfig::parse("[listen]\nsignals = '0.0.0.0:1'").is_err());
         assert!(ServerConfig::parse("[listen]\ndata_metrics = 'no'").is_err());
+    }
+
+    #[test]
+    fn an_api_that_would_not_start_is_found_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let check = |text: &str| {
+            let config = ServerConfig::parse(text).unwrap();
+            config.check_api(dir.path()).map_err(|error| error.to_string())
+        };
+        let open = "[listen]\napi = '0.0.0.0:1'\n[control]\n";
+        for (text, why) in [
+            (open, "must not listen on 0.0.0.0:1 without TLS"),
+            ("[control]\napi_names = ['x']", "need control.api_tls"),
+            ("[control]\napi_tls = true\napi_names = ['a b']", "neither a host name"),
+            ("[control]\napi_tls = true\napi_key = 'k'", "belong together"),
+            ("[control]\napi_tls = true\napi_key = 'k'\napi_certificate = 'c.pem'", "c.pem"),
+        ] {
+            let error = check(text).unwrap_err();
+            assert!(error.contains(why), "{text}: {error}");
+        }
+        check(&format!("{open}api_tls = true\napi_names = ['ops.example.com']")).unwrap();
+        check("").unwrap();
     }
 
     #[test]

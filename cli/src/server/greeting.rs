@@ -1,6 +1,7 @@
 //! What `skein server` prints once it is up: where things are, the one command that makes a host
 //! join, and how to stop. Read from the API, so what is printed is what works.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant};
 use skein_controlplane::api::types::Status;
 
 use crate::client::Client;
-use crate::connection::{ConnectionArgs, Ports, admin_token_file};
+use crate::connection::{ConnectionArgs, Ports, admin_token_file, authority_file};
 use crate::quantity;
 
 /// After this long without a server something is wrong, and the log above says what.
@@ -31,7 +32,8 @@ fn wait(dir: &Path) -> Option<Status> {
     let args = ConnectionArgs { data_dir: Some(dir.to_owned()), ..ConnectionArgs::default() };
     while started.elapsed() < START_TIME_MAX {
         if let Ok(connection) = args.resolve()
-            && let Ok(status) = Client::new(connection).get::<Status>("/status", &[])
+            && let Ok(client) = Client::new(connection)
+            && let Ok(status) = client.get::<Status>("/status", &[])
             && !status.data_processes.is_empty()
         {
             return Some(status);
@@ -42,7 +44,17 @@ fn wait(dir: &Path) -> Option<Status> {
 }
 
 fn text(dir: &Path, status: &Status) -> String {
-    let api = Ports::read(dir, "control").and_then(|ports| ports.api).unwrap_or_default();
+    let ports = Ports::read(dir, "control").unwrap_or_default();
+    let api = ports.api_url.unwrap_or_default();
+    let bound = ports.api.and_then(|bound| bound.parse::<SocketAddr>().ok());
+    let elsewhere = match bound {
+        Some(bound) if !bound.ip().is_loopback() => format!(
+            "From elsewhere: skein --api https://NAME-OR-ADDRESS:{} --ca COPY-OF-{} hosts\n",
+            bound.port(),
+            authority_file(dir).display()
+        ),
+        _ => String::new(),
+    };
     let shown = dir.display();
     let data = &status.data_processes[0];
     let join = match &status.first_join {
@@ -58,11 +70,11 @@ fn text(dir: &Path, status: &Status) -> String {
     };
     format!(
         "\nSkein {} is running in {shown}.\n\n  \
-         API      http://{api}\n  \
+         API      {api}\n  \
          agents   signal {}, data {}, file {}\n  \
          disk     {}\n  \
-         metrics  http://{api}/metrics and http://{}/metrics\n\n{join}\n\
-         Look around:  skein --data-dir {shown} hosts\n\
+         metrics  {api}/metrics and http://{}/metrics\n\n{join}\n\
+         Look around:  skein --data-dir {shown} hosts\n{elsewhere}\
          Admin token:  {}\n\
          Stop:         Ctrl-C here, or kill {}\n\n",
         status.version,

@@ -62,6 +62,9 @@ pub struct ListenArgs {
     /// The operators' API [default: 127.0.0.1:28863]
     #[arg(long, value_name = "ADDR")]
     pub api_listen: Option<SocketAddr>,
+    /// The API speaks TLS; needed where it listens beyond 127.0.0.1
+    #[arg(long)]
+    pub api_tls: bool,
     /// The data process's /metrics [default: 127.0.0.1:29402]
     #[arg(long, value_name = "ADDR")]
     pub metrics_listen: Option<SocketAddr>,
@@ -76,6 +79,7 @@ pub fn run_server(args: &ServerArgs, connection: &ConnectionArgs) -> Outcome {
     std::fs::create_dir_all(dir.join("run"))
         .map_err(CliError::io(format!("cannot create {}", dir.display())))?;
     let config = ServerConfig::load(&dir, &args.listen)?;
+    config.check_api(&dir)?;
     skein_observe::init_logging("server", config.log_json);
     let lock = lock(&dir)?;
     let greeter = (!args.quiet).then(|| greeting::start(dir.clone()));

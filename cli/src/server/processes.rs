@@ -17,9 +17,10 @@ pub fn run_control(args: &ProcessArgs, connection: &ConnectionArgs) -> Outcome {
     let dir = data_dir(connection)?;
     let config = ServerConfig::load(&dir, &args.listen)?;
     skein_observe::init_logging("control", config.log_json);
+    let api_tls = config.api_tls(&dir);
     let mut control = ControlConfig::new(dir);
     control.api = config.listen.api;
-    control.api_tls = config.control.api_tls;
+    control.api_tls = api_tls;
     control.sink_roots = config.control.sink_roots;
     control.cache_bytes_max = config.control.cache_bytes_max;
     control.cache_expiry = Duration::from_secs(config.control.cache_expiry_seconds);

@@ -74,7 +74,7 @@ async fn keep(role: Role, dir: &Path, config: &ServerConfig, mut stop: watch::Re
     let mut backoff = Backoff::new(RESTART_PAUSE_MS_MIN, config.restart_pause_ms_max);
     while !*stop.borrow() {
         let started = Instant::now();
-        match child::spawn(role, dir, &config.listen) {
+        match child::spawn(role, dir, config) {
             Ok(mut child) => {
                 let pid = child.id().unwrap_or_default();
                 tracing::info!(process = role.name(), pid, "started");

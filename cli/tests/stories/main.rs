@@ -14,4 +14,5 @@ mod running;
 mod selecting;
 mod stalls;
 mod supervising;
+mod tls;
 mod world;

@@ -85,7 +85,7 @@ impl World {
     pub fn skein(&self, arguments: &[&str]) -> Output {
         let mut command = Command::new(&self.binaries.skein);
         command.arg("--data-dir").arg(self.server.dir()).args(arguments);
-        for variable in ["SKEIN_API", "SKEIN_TOKEN", "SKEIN_TOKEN_FILE", "SKEIN_DATA_DIR"] {
+        for variable in skein_cli::connection::VARIABLES {
             command.env_remove(variable);
         }
         command.stdin(Stdio::null()).output().unwrap()

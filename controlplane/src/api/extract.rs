@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use axum::extract::{FromRequest, FromRequestParts, MatchedPath, Request, State};
+use axum::extract::{ConnectInfo, FromRequest, FromRequestParts, MatchedPath, Request, State};
 use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
 use axum::http::{Method, StatusCode};
@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use skein_observe::names;
 
 use super::App;
+use super::admission::{Admission, ends_connection};
 use super::error::ApiError;
 
 /// A JSON body.
@@ -47,15 +48,21 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
 }
 
 /// Lets only bearers of an admin token pass, and notes who changed what.
-pub async fn authorise(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+pub async fn authorise(
+    State(app): State<Arc<App>>,
+    ConnectInfo(admission): ConnectInfo<Admission>,
+    request: Request,
+    next: Next,
+) -> Response {
     let header = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok());
     let token = header.and_then(|value| {
         let (scheme, token) = value.split_once(' ')?;
         scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
     });
     let Some(admin) = token.and_then(|token| app.admin_tokens.verify(token)) else {
-        return ApiError::unauthorised().into_response();
+        return ends_connection(ApiError::unauthorised().into_response()).await;
     };
+    admission.admit();
     if request.method() != Method::GET {
         let path = request.uri().path();
         tracing::info!(admin_token = admin, method = %request.method(), path, "request");

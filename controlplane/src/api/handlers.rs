@@ -177,7 +177,9 @@ fn join_command(app: &App, token: &JoinToken) -> String {
     let (bound, _) = part(&data.signal_addr);
     let host = match &app.public_host {
         Some(host) => host.clone(),
-        None if ["0.0.0.0", "[::]"].contains(&bound.as_str()) => own_address(),
+        None if ["0.0.0.0", "[::]"].contains(&bound.as_str()) => {
+            crate::host::own_address().to_string()
+        }
         None => bound,
     };
     let server = match part(&data.signal_addr).1 {
@@ -192,15 +194,6 @@ fn join_command(app: &App, token: &JoinToken) -> String {
         }
     }
     command
-}
-
-/// The address by which this host reaches others: that of its default route. No packet is sent.
-fn own_address() -> String {
-    let found = std::net::UdpSocket::bind("0.0.0.0:0").and_then(|socket| {
-        socket.connect("192.0.2.1:9")?;
-        socket.local_addr()
-    });
-    found.map_or_else(|_| "127.0.0.1".into(), |address| address.ip().to_string())
 }
 
 fn join_token_created(app: &App, token: &JoinToken, info: JoinTokenInfo) -> JoinTokenCreated {

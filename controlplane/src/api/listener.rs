@@ -1,33 +1,40 @@
-//! Where the API listens: plain on loopback; elsewhere only with TLS, by the server's certificate.
+//! Where the API listens: plain on loopback; elsewhere only with TLS. Who speaks plain HTTP to a
+//! listener with TLS is told so in plain HTTP, because a broken connection would not say why.
 
 use std::io;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use super::admission::{Admission, Allowance, refused};
+use super::certificate::{ApiCertificate, CertificateError};
+
 /// Connections at one time; further ones wait in the listener's backlog.
 pub const CONNECTIONS_MAX: usize = 256;
-/// A handshake that takes longer is given up.
-const HANDSHAKE_TIME: Duration = Duration::from_secs(5);
+/// Code of the answer to plain HTTP where TLS is spoken.
+pub const TLS_REQUIRED: &str = "tls_required";
+/// First byte of a TLS connection: the record type of a handshake.
+const TLS_HANDSHAKE: u8 = 0x16;
+/// What is read of a plain request and thrown away, so that the answer arrives before a reset.
+const PLAIN_BYTES_MAX: u64 = 64 * 1024;
+/// For how long.
+const PLAIN_TIME: Duration = Duration::from_secs(1);
 
 /// Why the API does not listen.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
     /// The address would show tokens to the network.
     #[error(
-        "the API must not listen on {0} without TLS: set `api_tls = true` in server.toml, or \
-         listen on 127.0.0.1 and use a tunnel"
+        "the API must not listen on {0} without TLS: set `api_tls = true` below [control] in \
+         server.toml (or give --api-tls), or listen on 127.0.0.1 and use a tunnel"
     )]
     Exposed(SocketAddr),
     /// The address is taken, or not this host's.
@@ -35,7 +42,10 @@ pub enum ListenError {
     Bind(SocketAddr, io::Error),
     /// The certificate or its key.
     #[error("the API's certificate: {0}")]
-    Certificate(String),
+    Certificate(#[from] CertificateError),
+    /// The TLS library refuses its configuration.
+    #[error("the API's TLS: {0}")]
+    Tls(#[from] rustls::Error),
 }
 
 /// Accepts connections, with handshakes off the accepting path.
@@ -47,6 +57,9 @@ pub struct ApiListener {
 /// One connection, plain or TLS, with its place among [`CONNECTIONS_MAX`].
 pub struct Connection {
     stream: Stream,
+    /// `None` once a request on it had a valid token.
+    allowance: Option<Allowance>,
+    admission: Admission,
     _place: OwnedSemaphorePermit,
 }
 
@@ -56,8 +69,11 @@ enum Stream {
 }
 
 impl ApiListener {
-    /// Binds. `tls`: the folder that holds `server.crt` and `server.key`.
-    pub async fn bind(address: SocketAddr, tls: Option<&Path>) -> Result<Self, ListenError> {
+    /// Binds; without a certificate the API is plain HTTP, which only loopback may have.
+    pub async fn bind(
+        address: SocketAddr,
+        tls: Option<Arc<ApiCertificate>>,
+    ) -> Result<Self, ListenError> {
         if tls.is_none() && !address.ip().is_loopback() {
             return Err(ListenError::Exposed(address));
         }
@@ -76,19 +92,12 @@ impl ApiListener {
     }
 }
 
-fn acceptor(folder: &Path) -> Result<TlsAcceptor, ListenError> {
-    let failed = |error: &dyn std::fmt::Display| ListenError::Certificate(error.to_string());
-    let chain = CertificateDer::pem_file_iter(folder.join("server.crt"));
-    let chain = chain.and_then(Iterator::collect).map_err(|error| failed(&error))?;
-    let key = PrivateKeyDer::from_pem_file(folder.join("server.key"));
-    let key = key.map_err(|error| failed(&error))?;
+fn acceptor(certificate: Arc<ApiCertificate>) -> Result<TlsAcceptor, ListenError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(|error| failed(&error))?
+        .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_no_client_auth()
-        .with_single_cert(chain, key)
-        .map_err(|error| failed(&error))?;
+        .with_cert_resolver(certificate);
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
@@ -116,19 +125,97 @@ async fn accept(
         let _ = stream.set_nodelay(true);
         let (acceptor, ready) = (acceptor.clone(), ready.clone());
         tokio::spawn(async move {
-            let stream = match acceptor {
-                None => Stream::Plain(stream),
-                Some(acceptor) => {
-                    let handshake = tokio::time::timeout(HANDSHAKE_TIME, acceptor.accept(stream));
-                    match handshake.await {
-                        Ok(Ok(stream)) => Stream::Tls(Box::new(stream)),
-                        _ => return,
-                    }
-                }
-            };
+            let allowance = Allowance::new();
+            let Some(stream) = handshake(stream, acceptor, &allowance).await else { return };
+            let admission = allowance.admission();
+            let connection =
+                Connection { stream, allowance: Some(allowance), admission, _place: place };
             // The receiver goes when the process stops.
-            let _ = ready.send((Connection { stream, _place: place }, peer)).await;
+            let _ = ready.send((connection, peer)).await;
         });
+    }
+}
+
+/// TLS where it is configured, within the time of the connection's allowance.
+async fn handshake(
+    stream: TcpStream,
+    acceptor: Option<TlsAcceptor>,
+    allowance: &Allowance,
+) -> Option<Stream> {
+    let Some(acceptor) = acceptor else { return Some(Stream::Plain(stream)) };
+    let reason = match tokio::time::timeout_at(allowance.deadline(), secure(stream, acceptor)).await
+    {
+        Ok(Ok(stream)) => return Some(Stream::Tls(Box::new(stream))),
+        Ok(Err(reason)) => reason,
+        Err(_) => "time",
+    };
+    refused(reason, io::ErrorKind::InvalidData);
+    None
+}
+
+/// The handshake, or a word for why there is none.
+async fn secure(
+    stream: TcpStream,
+    acceptor: TlsAcceptor,
+) -> Result<TlsStream<TcpStream>, &'static str> {
+    let mut first = [0];
+    match stream.peek(&mut first).await {
+        Ok(1) if first[0] == TLS_HANDSHAKE => {
+            acceptor.accept(stream).await.map_err(|_| "handshake")
+        }
+        // Methods are written in capitals.
+        Ok(1) if first[0].is_ascii_uppercase() => {
+            let _ = tokio::time::timeout(PLAIN_TIME, refuse_plain(stream)).await;
+            Err("plain_http")
+        }
+        _ => Err("handshake"),
+    }
+}
+
+/// Tells who speaks HTTP that this is not the way.
+async fn refuse_plain(mut stream: TcpStream) -> io::Result<()> {
+    let message = "this address speaks https, not http";
+    let body = format!(r#"{{"error":{{"code":"{TLS_REQUIRED}","message":"{message}"}}}}"#);
+    let head = format!(
+        "HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
+         Connection: close\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).await?;
+    stream.write_all(body.as_bytes()).await?;
+    stream.shutdown().await?;
+    // A socket that is closed with unread bytes resets, and the answer may be lost.
+    tokio::io::copy(&mut stream.take(PLAIN_BYTES_MAX), &mut tokio::io::sink()).await?;
+    Ok(())
+}
+
+impl Connection {
+    /// What a request with a valid token calls.
+    pub fn admission(&self) -> Admission {
+        self.admission.clone()
+    }
+
+    /// Bytes that may be read now; see [`Allowance::poll`].
+    fn allowed(&mut self, context: &mut Context<'_>) -> io::Result<Option<usize>> {
+        let Some(allowance) = &mut self.allowance else { return Ok(None) };
+        let allowed = allowance.poll(context)?;
+        if allowed.is_none() {
+            self.allowance = None;
+        }
+        Ok(allowed)
+    }
+}
+
+impl Stream {
+    fn poll_read(
+        &mut self,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self {
+            Self::Plain(stream) => Pin::new(stream).poll_read(context, buffer),
+            Self::Tls(stream) => Pin::new(stream).poll_read(context, buffer),
+        }
     }
 }
 
@@ -155,10 +242,18 @@ impl AsyncRead for Connection {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match &mut self.stream {
-            Stream::Plain(stream) => Pin::new(stream).poll_read(context, buffer),
-            Stream::Tls(stream) => Pin::new(stream).poll_read(context, buffer),
+        let Some(allowed) = self.allowed(context)? else {
+            return self.stream.poll_read(context, buffer);
+        };
+        let bytes = allowed.min(buffer.remaining());
+        let mut limited = ReadBuf::new(buffer.initialize_unfilled_to(bytes));
+        ready!(self.stream.poll_read(context, &mut limited))?;
+        let read = limited.filled().len();
+        buffer.advance(read);
+        if let Some(allowance) = &mut self.allowance {
+            allowance.spend(read);
         }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -168,6 +263,7 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        self.allowed(context)?;
         match &mut self.stream {
             Stream::Plain(stream) => Pin::new(stream).poll_write(context, bytes),
             Stream::Tls(stream) => Pin::new(stream).poll_write(context, bytes),

@@ -2,8 +2,10 @@
 //!
 //! [`types`] is the contract; [`handlers`] translates between it and the services, which hold all
 //! meaning. Everything below [`types::BASE_PATH`] needs an admin token; `/metrics`, `/healthz` and
-//! `/readyz` need none. A JSON request is at most [`REQUEST_BYTES_MAX`].
+//! `/readyz` need none. A connection has 5 s and 16 KiB to show one. A JSON request is at most [`REQUEST_BYTES_MAX`].
 
+mod admission;
+mod certificate;
 mod error;
 mod extract;
 mod handlers;
@@ -17,13 +19,17 @@ use axum::Router;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
-use axum::middleware::{from_fn, from_fn_with_state};
+use axum::middleware::{from_fn, from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post, put};
 use skein_wire::token::JoinToken;
 
+pub use admission::Admission;
+pub use certificate::{
+    ApiCertificate, ApiTls, CertificateError, CertificateFiles, Sources, local_address,
+};
 pub use error::ApiError;
-pub use listener::{ApiListener, ListenError};
+pub use listener::{ApiListener, ListenError, TLS_REQUIRED};
 
 use self::handlers as h;
 use crate::fleet::Fleet;
@@ -100,14 +106,13 @@ pub fn router(app: Arc<App>) -> Router {
         .method_not_allowed_fallback(h::no_such_method)
         .layer(DefaultBodyLimit::max(REQUEST_BYTES_MAX))
         .layer(from_fn_with_state(app.clone(), extract::authorise));
-    Router::new()
-        .nest(BASE_PATH, api)
+    let open = Router::new()
         .route("/metrics", get(metrics))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .fallback(h::no_such_path)
-        .layer(from_fn(extract::measure))
-        .with_state(app)
+        .layer(map_response(admission::ends_connection));
+    Router::new().nest(BASE_PATH, api).merge(open).layer(from_fn(extract::measure)).with_state(app)
 }
 
 async fn metrics(State(app): State<Arc<App>>) -> Response {

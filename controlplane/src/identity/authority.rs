@@ -1,22 +1,27 @@
 //! The certificate authority of one server: made at first start, kept in `DIR/control`.
 //!
-//! It issues two kinds of certificates: the data process's own (`DIR/data/server.crt`, DNS name
-//! [`SERVER_NAME`], renewed at start when less than a third of its life is left) and agents'
-//! (common name = agent id; client and server authentication, so that agents can be peers).
+//! It issues three kinds of certificates: the data process's own (`DIR/data/server.crt`, DNS name
+//! [`SERVER_NAME`]), the API's (`DIR/control/api.crt`, the names and addresses by which operators
+//! reach it) and agents' (common name = agent id; client and server authentication, so that agents
+//! can be peers). The server's two are renewed when less than a third of their life is left. Only
+//! the first carries [`SERVER_NAME`] and only agents' names end in `.agent.skein`, so none can
+//! stand in for another.
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
+    Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SerialNumber,
 };
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use skein_wire::ids::{AgentId, hex_encode};
 use skein_wire::merkle::sha256;
-use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use super::csr::CertifiedKey;
 use crate::files::write_atomic;
@@ -154,7 +159,7 @@ impl Authority {
         agent: &AgentId,
     ) -> Result<Issued, AuthorityError> {
         let dns = format!("{}.agent.skein", agent.as_str().replace(':', "-").to_lowercase());
-        let mut params = leaf(agent.as_str(), &dns, AGENT_LIFE_MS)?;
+        let mut params = leaf(agent.as_str(), [dns], AGENT_LIFE_MS)?;
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
         self.issue(params, &key.key)
@@ -174,28 +179,48 @@ impl Authority {
     /// Gives the data process its certificate, key and authority, where they are absent, not of
     /// this authority, or past two thirds of their life. True: new ones were written.
     pub fn equip_server(&self, data_dir: &Path) -> Result<bool, AuthorityError> {
-        let crt_path = data_dir.join("server.crt");
-        let key_path = data_dir.join("server.key");
         let ca_path = data_dir.join("ca.crt");
         if fs::read(&ca_path).ok().as_deref() != Some(self.pem.as_bytes()) {
             write_atomic(&ca_path, self.pem.as_bytes(), 0o644).map_err(file_error(&ca_path))?;
         }
-        if key_path.exists() && self.server_certificate_is_good(&crt_path) {
+        let (crt, key) = (data_dir.join("server.crt"), data_dir.join("server.key"));
+        self.equip(&crt, &key, SERVER_NAME, &BTreeSet::from([SERVER_NAME.to_owned()]))
+    }
+
+    /// Likewise for the API, `api.crt` and `api.key` in the control folder; also when the names
+    /// and addresses are others than those in the certificate.
+    pub fn equip_api(
+        &self,
+        control_dir: &Path,
+        names: &BTreeSet<String>,
+    ) -> Result<bool, AuthorityError> {
+        let (crt, key) = (control_dir.join("api.crt"), control_dir.join("api.key"));
+        self.equip(&crt, &key, "Skein API", names)
+    }
+
+    fn equip(
+        &self,
+        crt_path: &Path,
+        key_path: &Path,
+        common_name: &str,
+        names: &BTreeSet<String>,
+    ) -> Result<bool, AuthorityError> {
+        if key_path.exists() && self.certificate_is_good(crt_path, names) {
             return Ok(false);
         }
         let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
-        let mut params = leaf(SERVER_NAME, SERVER_NAME, SERVER_LIFE_MS)?;
+        let mut params = leaf(common_name, names.iter().cloned(), SERVER_LIFE_MS)?;
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         let certificate = params.signed_by(&key, &self.issuer)?;
         // An agent that enrols pins the authority from the chain, so it is part of it.
         let chain = format!("{}{}", certificate.pem(), self.pem);
-        write_atomic(&key_path, key.serialize_pem().as_bytes(), 0o600)
-            .map_err(file_error(&key_path))?;
-        write_atomic(&crt_path, chain.as_bytes(), 0o644).map_err(file_error(&crt_path))?;
+        write_atomic(key_path, key.serialize_pem().as_bytes(), 0o600)
+            .map_err(file_error(key_path))?;
+        write_atomic(crt_path, chain.as_bytes(), 0o644).map_err(file_error(crt_path))?;
         Ok(true)
     }
 
-    fn server_certificate_is_good(&self, crt_path: &Path) -> bool {
+    fn certificate_is_good(&self, crt_path: &Path, names: &BTreeSet<String>) -> bool {
         let Ok(pem) = fs::read(crt_path) else { return false };
         let Ok(der) = CertificateDer::from_pem_slice(&pem) else { return false };
         let Ok((_, certificate)) = X509Certificate::from_der(&der) else { return false };
@@ -203,8 +228,27 @@ impl Authority {
         let validity = certificate.validity();
         let (from, to) = (validity.not_before.timestamp(), validity.not_after.timestamp());
         let left = to - clock::now_ms() / 1_000;
-        certificate.verify_signature(Some(authority.public_key())).is_ok() && left > (to - from) / 3
+        certificate.verify_signature(Some(authority.public_key())).is_ok()
+            && left > (to - from) / 3
+            && names_of(&der) == *names
     }
+}
+
+/// The names and addresses that a certificate vouches for; none of one that cannot be read.
+pub fn names_of(der: &[u8]) -> BTreeSet<String> {
+    let Ok((_, certificate)) = X509Certificate::from_der(der) else { return BTreeSet::new() };
+    let Ok(Some(extension)) = certificate.subject_alternative_name() else {
+        return BTreeSet::new();
+    };
+    let name = |name: &GeneralName| match name {
+        GeneralName::DNSName(name) => Some(name.to_lowercase()),
+        GeneralName::IPAddress(bytes) => match <[u8; 4]>::try_from(*bytes) {
+            Ok(v4) => Some(IpAddr::from(v4).to_string()),
+            Err(_) => <[u8; 16]>::try_from(*bytes).ok().map(|v6| IpAddr::from(v6).to_string()),
+        },
+        _ => None,
+    };
+    extension.value.general_names.iter().filter_map(name).collect()
 }
 
 fn life(params: &mut CertificateParams, now_ms: i64, life_ms: i64) {
@@ -213,14 +257,18 @@ fn life(params: &mut CertificateParams, now_ms: i64, life_ms: i64) {
     params.not_after = at(now_ms + life_ms);
 }
 
-fn leaf(common_name: &str, dns: &str, life_ms: i64) -> Result<CertificateParams, AuthorityError> {
-    let mut params = CertificateParams::default();
+/// What all certificates have in common; a name that is an address becomes one.
+fn leaf(
+    common_name: &str,
+    names: impl IntoIterator<Item = String>,
+    life_ms: i64,
+) -> Result<CertificateParams, AuthorityError> {
+    let mut params = CertificateParams::new(names.into_iter().collect::<Vec<_>>())?;
     life(&mut params, clock::now_ms(), life_ms);
     params.serial_number = Some(serial()?);
     let mut name = DistinguishedName::new();
     name.push(DnType::CommonName, common_name);
     params.distinguished_name = name;
-    params.subject_alt_names = vec![SanType::DnsName(dns.try_into()?)];
     params.is_ca = IsCa::ExplicitNoCa;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.use_authority_key_identifier_extension = true;
@@ -250,6 +298,19 @@ mod tests {
         let third = Authority::open(folder.path()).unwrap();
         assert_ne!(third.sha256(), second.sha256());
         assert!(third.equip_server(folder.path()).unwrap(), "of another authority: replaced");
+    }
+
+    #[test]
+    fn the_apis_certificate_is_replaced_when_its_names_change() {
+        let folder = tempfile::tempdir().unwrap();
+        let authority = Authority::open(folder.path()).unwrap();
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        let first: BTreeSet<String> = names(&["127.0.0.1", "::1", "skein.example.com"]);
+        assert!(authority.equip_api(folder.path(), &first).unwrap());
+        assert!(!authority.equip_api(folder.path(), &first).unwrap(), "the same names: kept");
+        let chain = fs::read(folder.path().join("api.crt")).unwrap();
+        assert_eq!(names_of(&CertificateDer::from_pem_slice(&chain).unwrap()), first);
+        assert!(authority.equip_api(folder.path(), &names(&["10.0.0.1"])).unwrap());
     }
 
     #[test]

@@ -10,7 +10,7 @@ mod csr;
 mod enrol;
 mod tokens;
 
-pub use authority::{AGENT_LIFE_MS, Authority, AuthorityError, Issued, SERVER_NAME};
+pub use authority::{AGENT_LIFE_MS, Authority, AuthorityError, Issued, SERVER_NAME, names_of};
 pub use command_keys::{CommandKeys, CommandKeysError};
 pub use csr::{CertifiedKey, CsrError};
 pub use enrol::{Enroller, agent_id_for};

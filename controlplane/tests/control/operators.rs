@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 
 use skein_controlplane::Control;
+use skein_controlplane::api::ApiTls;
 use skein_controlplane::api::types::*;
 use skein_wire::fleet::v1::from_data::Kind as From;
 use skein_wire::fleet::v1::{LaneReport, LaneState, TapRecord, TapRecords, stream};
@@ -42,11 +43,11 @@ async fn off_loopback_the_api_needs_tls() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn with_tls_the_servers_certificate_answers() {
+async fn with_tls_a_certificate_of_the_servers_authority_answers() {
     let folder = tempfile::tempdir().unwrap();
     let mut open = config(folder.path());
     open.api = "0.0.0.0:0".parse().unwrap();
-    open.api_tls = true;
+    open.api_tls = Some(ApiTls::default());
     let control = Control::start(open).await.unwrap();
     let pem = std::fs::read(folder.path().join("data/ca.crt")).unwrap();
     let port = control.api().port();
@@ -60,7 +61,7 @@ async fn with_tls_the_servers_certificate_answers() {
             .unwrap()
             .with_root_certificates(roots)
             .with_no_client_auth();
-        let name = "server.skein".try_into().unwrap();
+        let name = "127.0.0.1".try_into().unwrap();
         let session = rustls::ClientConnection::new(client.into(), name).unwrap();
         let tcp = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
         let mut tls = rustls::StreamOwned::new(session, tcp);
