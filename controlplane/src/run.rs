@@ -19,7 +19,7 @@ use crate::routes::Routing;
 use crate::store::{RedbConfig, RedbStore, Store};
 use crate::tasks::{self, OutputStore, Tasks};
 use crate::transfers::{self, Cache, CacheLimits, Transfers};
-use crate::{clock, files};
+use crate::{clock, files, jobs};
 
 /// Requests that are still answered after SIGTERM get this long.
 const STOP_TIME: Duration = Duration::from_secs(3);
@@ -152,9 +152,9 @@ impl Control {
         let mut workers = JoinSet::new();
         workers.spawn(store_facts(registry.clone(), outlets.facts));
         let worker = tasks::Worker::new(tasks.clone(), fleet.clone());
-        workers.spawn(worker.run(outlets.tasks, task_orders));
+        workers.spawn(jobs::worker::run(worker, outlets.tasks, task_orders));
         let worker = transfers::Worker::new(transfers.clone(), fleet.clone());
-        workers.spawn(worker.run(outlets.transfers, transfer_orders));
+        workers.spawn(jobs::worker::run(worker, outlets.transfers, transfer_orders));
         workers.spawn(upkeep(metrics.clone()));
         workers.spawn(renew_server_certificate(authority.clone(), folders.data.clone()));
 
