@@ -1,7 +1,8 @@
 //! The Unix socket to which data processes connect, and one task pair per link.
 //!
 //! The socket is private (mode 0600) and the peer's user must be this process's own. A link begins
-//! with Register; anything that cannot be read ends it, and the data process comes again.
+//! with Register, within the time and bytes of every unproved connection; anything that cannot be
+//! read ends it, is counted, and the data process comes again.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -9,6 +10,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use prost::Message;
@@ -20,7 +22,7 @@ use skein_wire::fleet::v1::{
 };
 use skein_wire::frame::FrameDecoder;
 use skein_wire::ids::{AgentId, CommandId, Instance};
-use skein_wire::limits::FLEET_MESSAGE_BYTES_MAX;
+use skein_wire::limits::{FLEET_MESSAGE_BYTES_MAX, PRE_AUTH_BYTES_MAX, PRE_AUTH_TIME_MS};
 use skein_wire::signal::v1::agent_message::Kind as Agent;
 use skein_wire::signal::v1::{AgentMessage, RenewRequest, server_message};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -113,7 +115,7 @@ impl Server {
                 Ok((stream, _)) => stream,
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a data process");
-                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                    tokio::time::sleep(Duration::from_millis(100)).await;
                     continue;
                 }
             };
@@ -125,7 +127,10 @@ impl Server {
                         drop(permit);
                     });
                 }
-                peer => tracing::warn!(?peer, "a process of another user is not served"),
+                peer => {
+                    refused("user");
+                    tracing::warn!(?peer, "a process of another user is not served");
+                }
             }
         }
     }
@@ -134,11 +139,23 @@ impl Server {
         let id = self.next_link.fetch_add(1, Ordering::Relaxed);
         let (reader, writer) = stream.into_split();
         let mut messages = Messages::new(reader);
-        let register = match messages.next().await {
-            Ok(Some(From::Register(register))) => register,
-            Ok(_) => return tracing::warn!("a data process did not register; link closed"),
-            Err(error) => return tracing::warn!(%error, "link closed before registration"),
+        let time = Duration::from_millis(PRE_AUTH_TIME_MS);
+        let register = match tokio::time::timeout(time, messages.next()).await {
+            Ok(Ok(Some(From::Register(register)))) => register,
+            Ok(Ok(_)) => {
+                refused("malformed");
+                return tracing::warn!("a data process did not register; link closed");
+            }
+            Ok(Err(error)) => {
+                refused("malformed");
+                return tracing::warn!(%error, "link closed before registration");
+            }
+            Err(_) => {
+                refused("time");
+                return tracing::warn!("no data process registered in time; link closed");
+            }
         };
+        messages.registered();
         let node = register.node_id.clone();
         tracing::info!(node, pid = register.pid, disk = register.disk_driver, "data process up");
         let (link, frames) = self.admit(id, register);
@@ -152,6 +169,9 @@ impl Server {
         };
         writing.abort();
         self.dismiss(&link);
+        if end.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::InvalidData) {
+            refused("malformed");
+        }
         let reason = end.err().map_or_else(|| "closed".to_owned(), |error| error.to_string());
         tracing::warn!(node, reason, "data process away");
     }
@@ -389,33 +409,48 @@ pub async fn store_facts(
     }
 }
 
+fn invalid(error: impl std::error::Error + Send + Sync + 'static) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
+}
+
 /// The messages of one link, decoded.
 struct Messages {
     reader: OwnedReadHalf,
     buffer: BytesMut,
     decoder: FrameDecoder,
+    read_bytes: usize,
+}
+
+/// Counts a link that is closed for its peer's fault.
+fn refused(reason: &'static str) {
+    metrics::counter!(names::CONTROL_CONNECTIONS_REFUSED, "listener" => "fleet", "reason" => reason)
+        .increment(1);
 }
 
 impl Messages {
     fn new(reader: OwnedReadHalf) -> Self {
-        let decoder = FrameDecoder::new(FLEET_MESSAGE_BYTES_MAX);
-        Self { reader, buffer: BytesMut::new(), decoder }
+        let decoder = FrameDecoder::new(PRE_AUTH_BYTES_MAX);
+        Self { reader, buffer: BytesMut::new(), decoder, read_bytes: PRE_AUTH_BYTES_MAX }
+    }
+
+    /// From now on messages may be as long as the link allows.
+    fn registered(&mut self) {
+        self.decoder = FrameDecoder::new(FLEET_MESSAGE_BYTES_MAX);
+        self.read_bytes = READ_BYTES;
     }
 
     /// The next message; `None` at the end. Unknown kinds are passed over.
     async fn next(&mut self) -> io::Result<Option<From>> {
         loop {
-            while let Some((range, consumed)) =
-                self.decoder.next(&self.buffer).map_err(io::Error::other)?
-            {
+            while let Some((range, consumed)) = self.decoder.next(&self.buffer).map_err(invalid)? {
                 let mut frame = self.buffer.split_to(consumed).freeze();
                 frame.advance(range.start);
-                let message = FromData::decode(frame).map_err(io::Error::other)?;
+                let message = FromData::decode(frame).map_err(invalid)?;
                 if let Some(kind) = message.kind {
                     return Ok(Some(kind));
                 }
             }
-            self.buffer.reserve(READ_BYTES);
+            self.buffer.reserve(self.read_bytes);
             if self.reader.read_buf(&mut self.buffer).await? == 0 {
                 return match self.buffer.is_empty() {
                     true => Ok(None),

@@ -5,4 +5,5 @@ mod harness;
 mod operators;
 mod restart;
 mod running_tasks;
+mod strangers;
 mod transfers;
