@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
-use metrics::{counter, gauge};
+use metrics::counter;
 use skein_observe::names;
 use skein_wire::batch::{FLAG_GAP_BEFORE, HEADER_BYTES};
 use skein_wire::data::{
@@ -94,6 +94,7 @@ impl Core {
             expected_tick_ms: now_ms,
             spool,
         };
+        core.spool.set_online(true);
         for data_id in core.spool.lanes_with_records() {
             core.look_at(data_id, now_ms);
         }
@@ -140,8 +141,8 @@ impl Core {
         let next = link.sender.next_to_send();
         self.spool.set_held(data_id, None);
         self.spool.seek(data_id, Position::new(ready.epoch.0, next.0));
+        self.spool.set_open(data_id, true);
         self.enter_ring(data_id);
-        self.count_lanes();
         self.stat_soon(now_ms);
     }
 
@@ -151,6 +152,7 @@ impl Core {
         link.sender.on_hold(hold);
         self.spool.unseek(data_id);
         self.spool.set_held(data_id, Some(hold.reason));
+        self.spool.set_open(data_id, false);
         if hold.reason == HoldReason::StaleEpoch && link.restarts < RESTARTS_MAX {
             let epoch = link.sender.epoch().0;
             link.restarts += 1;
@@ -158,7 +160,6 @@ impl Core {
             self.spool.restart_lane(data_id, epoch, epoch.saturating_add(EPOCH_JUMP));
             self.look_at(data_id, now_ms);
         }
-        self.count_lanes();
         self.stat_soon(now_ms);
     }
 
@@ -201,7 +202,7 @@ impl Core {
         let open = link.sender.connected(Sequence(first), Sequence(next));
         link.opened = true;
         AgentFrame::LaneOpen(open).encode(&mut self.control);
-        self.count_lanes();
+        self.spool.set_open(data_id, false);
     }
 
     fn enter_ring(&mut self, data_id: u32) {
@@ -342,14 +343,6 @@ impl Core {
             }
         }
     }
-
-    fn count_lanes(&self) {
-        let count = |state: fn(&LaneSender) -> bool| {
-            self.lanes.values().filter(|link| state(&link.sender)).count() as f64
-        };
-        gauge!(names::AGENT_LANES, "state" => "flowing").set(count(LaneSender::is_ready));
-        gauge!(names::AGENT_LANES, "state" => "held").set(count(|sender| sender.held().is_some()));
-    }
 }
 
 impl Drop for Core {
@@ -362,7 +355,6 @@ impl Drop for Core {
                 self.spool.set_held(*data_id, None);
             }
         }
-        self.lanes.clear();
-        self.count_lanes();
+        self.spool.set_online(false);
     }
 }

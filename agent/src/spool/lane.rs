@@ -1,7 +1,7 @@
 //! One lane in memory: the batch that is being filled, what is on its way to the disk, and the
 //! batches that were read ahead for sending.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -43,6 +43,8 @@ pub(super) struct Lane {
     /// Entries sealed so far; the number of the entry that is being filled.
     pub entries: u64,
     pub held: Option<HoldReason>,
+    /// The server takes batches of it.
+    pub open: bool,
     /// What the lane may keep while it is held: its share, or what it had when the hold began.
     pub held_keep_bytes: u64,
     /// Whether records came that are gone when dropped: not from followed files or `emit`, which
@@ -55,8 +57,8 @@ pub(super) struct Lane {
     pub touched: bool,
     /// Acknowledged position that is not noted on disk yet.
     pub ack_unnoted: bool,
-    /// Sources keep their positions in this lane.
-    pub marked: bool,
+    /// Keys under which sources keep their positions in this lane.
+    pub marks: BTreeSet<Vec<u8>>,
     /// Monotonic time of the last push or acknowledgement.
     pub used_ms: u64,
     pub metrics: LaneMetrics,
@@ -74,14 +76,20 @@ impl Filling {
         self.builder.is_empty() && self.marks.is_empty()
     }
 
-    /// The latest value of a key counts; it is most often the last one that was set.
-    pub fn set_mark(&mut self, key: &[u8], value: &[u8]) {
+    /// The latest value of a key counts; it is most often the last one that was set. True when
+    /// the key is news to this batch, or whether it has a value.
+    fn set_mark(&mut self, key: &[u8], value: &[u8]) -> bool {
         match self.marks.iter_mut().rev().find(|(known, _)| known == key) {
             Some((_, known)) => {
+                let changed = known.is_empty() != value.is_empty();
                 known.clear();
                 known.extend_from_slice(value);
+                changed
             }
-            None => self.marks.push((key.to_vec(), value.to_vec())),
+            None => {
+                self.marks.push((key.to_vec(), value.to_vec()));
+                true
+            }
         }
     }
 
@@ -137,6 +145,7 @@ impl Lane {
             waiters: VecDeque::new(),
             entries: 0,
             held: None,
+            open: false,
             held_keep_bytes: 0,
             lossy: false,
             dropped: 0,
@@ -144,9 +153,19 @@ impl Lane {
             reader_generation: 0,
             touched: false,
             ack_unnoted: false,
-            marked: false,
+            marks: BTreeSet::new(),
             used_ms: 0,
             metrics: LaneMetrics::new(data_id),
+        }
+    }
+
+    /// Remembers `value` under `key` with the batch that is being filled.
+    pub fn set_mark(&mut self, key: &[u8], value: &[u8]) {
+        if self.filling.set_mark(key, value) {
+            match value.is_empty() {
+                true => self.marks.remove(key),
+                false => self.marks.insert(key.to_vec()),
+            };
         }
     }
 

@@ -16,6 +16,7 @@
 //! [`Spool::run`] must be driven by a task of the same thread; when it ends before
 //! [`Spool::close`] was called the spool can no longer keep anything and the worker must end too.
 
+mod census;
 mod config;
 mod disk;
 mod drive;
@@ -175,6 +176,8 @@ struct State {
     read_ahead_bytes: u64,
     /// The disk refuses writes.
     refused: bool,
+    /// There is a data channel.
+    online: bool,
     /// Bytes of all lanes on disk and on the way there, brought up to date by what changes them.
     total_bytes: u64,
     touched: VecDeque<u32>,
@@ -222,7 +225,7 @@ impl Spool {
             };
             let mut lane = Lane::new(found.data_id, epoch, next, bounds.batch_bytes, found.index);
             lane.active = found.files.newest.as_ref().map(|open| (open.id, open.bytes));
-            lane.marked = !found.files.marks.is_empty();
+            lane.marks = found.files.marks.keys().cloned().collect();
             if !found.uncertain && lane.index.acked().epoch == epoch {
                 lane.next = lane.next.max(lane.index.acked().next);
             }
@@ -264,6 +267,7 @@ impl Spool {
             filling_bytes: 0,
             read_ahead_bytes: 0,
             refused: false,
+            online: false,
             total_bytes: 0,
             touched,
             linger: VecDeque::new(),
@@ -271,6 +275,7 @@ impl Spool {
             dropped: 0,
         };
         state.count_total();
+        state.count_lanes();
         Ok(Rc::new(Spool {
             state: RefCell::new(state),
             done: RefCell::new(Some(done)),
@@ -418,8 +423,7 @@ impl State {
         }
         let lane = self.lane_mut(data_id)?;
         if let Some((key, value)) = mark {
-            lane.marked = true;
-            lane.filling.set_mark(key, value);
+            lane.set_mark(key, value);
         }
         let after = lane.filling.raw_bytes();
         self.filling_bytes += after - before;
@@ -444,8 +448,7 @@ impl State {
         self.settle_skipped(data_id);
         let lane = self.lane_mut(data_id)?;
         let was_empty = lane.filling.is_empty();
-        lane.marked = true;
-        lane.filling.set_mark(key, value);
+        lane.set_mark(key, value);
         if lane.filling.marks.len() > segment::MARKS_MAX / 2 {
             self.seal(data_id);
             return Ok(false);
@@ -480,6 +483,7 @@ impl State {
             let lane =
                 Lane::new(data_id, epoch, 0, self.bounds.batch_bytes, index::Index::default());
             self.lanes.insert(data_id, lane);
+            self.count_lanes();
         }
         self.lanes.get_mut(&data_id).ok_or(Refusal::Lanes)
     }

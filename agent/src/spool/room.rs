@@ -162,7 +162,9 @@ impl State {
     pub(super) fn evict_idle(&mut self) -> bool {
         let now_ms = crate::clock::now_ms();
         let idle = self.lanes.values().filter(|lane| {
-            lane.is_idle() && !lane.marked && now_ms.saturating_sub(lane.used_ms) > LANE_IDLE_MS
+            lane.is_idle()
+                && lane.marks.is_empty()
+                && now_ms.saturating_sub(lane.used_ms) > LANE_IDLE_MS
         });
         let Some(data_id) = idle.min_by_key(|lane| lane.used_ms).map(|lane| lane.data_id) else {
             return false;
