@@ -36,6 +36,11 @@ pub fn collect(config: &Config, metrics_addr: &str, agent_start_ms: i64) -> Host
     }
 }
 
+/// The host's address as it is now: the first of those that it reports.
+pub fn ip() -> Option<String> {
+    ips(&net::addresses()).into_iter().next()
+}
+
 /// When this worker started, by the host's clock.
 pub fn start_ms() -> i64 {
     clock::wall_ms() - clock::now_ms() as i64

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use skein_observe::names::{Kind, Process};
 use skein_wire::ids::Instance;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -106,15 +107,12 @@ async fn work(home: Home, config: Config, identity: Identity) -> Result<(), Work
     tracing::info!(agent = %agent_id, version = crate::VERSION, "agent started");
 
     let (spool, mut spooling) = open_spool(&home, &config, &agent_id)?;
-    let facts = facts::collect(&config, &metrics_addr, facts::start_ms());
-    let ip = facts.ips.first().map_or("", String::as_str);
-    let info = AgentInfo::new(agent_id.as_str(), ip, config.cloud_id, &config.inputs);
+    let info = collectors_info(&config, &dialer);
     let readable = rules.clone();
     let open_file: inputs::OpenFile = Box::new(move |path| {
         let path = path.to_str().ok_or(io::ErrorKind::InvalidInput)?;
         Ok(readable.open_file(path)?.0)
     });
-    let info = InfoCell::new(&info);
     inputs::start(&config.inputs, &config.tail, &home, &spool, &info, open_file);
     let transfers = transfers::start(transfers::Settings {
         dir: home.transfers(),
@@ -176,6 +174,16 @@ fn open_spool(
     Ok((spool, spooling))
 }
 
+/// What collectors are told, from the host's addresses and the identity as they are when they ask.
+fn collectors_info(config: &Arc<Config>, dialer: &Dialer) -> InfoCell {
+    let (config, dialer) = (config.clone(), dialer.clone());
+    InfoCell::new(move || {
+        let identity = dialer.identity().get();
+        let ip = facts::ip().unwrap_or_default();
+        AgentInfo::new(identity.agent_id.as_str(), &ip, config.cloud_id, &config.inputs)
+    })
+}
+
 async fn bind(address: &str) -> io::Result<(TcpListener, String)> {
     let listener = TcpListener::bind(address).await?;
     let bound = listener.local_addr()?.to_string();
@@ -185,6 +193,12 @@ async fn bind(address: &str) -> io::Result<(TcpListener, String)> {
 /// Starts `/metrics`; answers where it listens, empty when it is off.
 async fn start_metrics(config: &Config, home: &Home) -> Result<String, WorkerError> {
     let handle = skein_observe::install();
+    // What has not happened is shown as 0, so that its first time shows as a change.
+    let plain = skein_observe::names::all().iter().filter(|metric| {
+        let counter = matches!(metric.kind, Kind::Counter);
+        metric.process == Process::Agent && counter && metric.labels.is_empty()
+    });
+    plain.for_each(|metric| metrics::counter!(metric.name).increment(0));
     if config.metrics == "off" {
         let _ = std::fs::remove_file(home.ports_file());
         return Ok(String::new());

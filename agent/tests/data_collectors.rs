@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // Helpers of tests.
 
+use std::cell::RefCell;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::rc::Rc;
@@ -35,7 +36,7 @@ async fn wait_until(mut met: impl FnMut() -> bool) {
 struct Agent {
     spool: Rc<Spool>,
     home: Home,
-    info: InfoCell,
+    info: Rc<RefCell<AgentInfo>>,
     _dir: tempfile::TempDir,
 }
 
@@ -57,9 +58,12 @@ impl Agent {
             tenant_id: "default".into(),
             ..InputsConfig::default()
         };
-        let info = InfoCell::new(&AgentInfo::new("agent-1", "10.0.0.1", 3, &config));
+        let info = AgentInfo::new("agent-1", "10.0.0.1", 3, &config);
+        let info = Rc::new(RefCell::new(info));
+        let host = info.clone();
+        let cell = InfoCell::new(move || host.borrow().clone());
         let open = Box::new(|path: &Path| std::fs::File::open(path));
-        inputs::start(&config, &[], &home, &spool, &info, open);
+        inputs::start(&config, &[], &home, &spool, &cell, open);
         Agent { spool, home, info, _dir: dir }
     }
 
@@ -182,9 +186,33 @@ fn agent_info_is_answered_offline() {
         assert!(started.elapsed() < Duration::from_secs(1));
         // Asked again and again on one connection, between records.
         stream.write_all(&common(b"x")).await.unwrap();
-        let info = AgentInfo { ip: "10.0.0.2".into(), ..AgentInfo::default() };
-        agent.info.set(&info);
-        assert_eq!(ask(&mut stream).await["ip"], "10.0.0.2");
+        assert_eq!(ask(&mut stream).await, expected);
+    });
+}
+
+/// 1.5: each answer replaces what the collector knew, so a host that got another address, or an
+/// agent that got another identity, is told as it is now; a host that lost its address for a
+/// moment keeps the last one, because an empty answer makes collectors refuse every event.
+#[test]
+fn agent_info_follows_the_host() {
+    local(async {
+        let agent = Agent::start();
+        let mut stream = agent.connect().await;
+        assert_eq!(ask(&mut stream).await["ip"], "10.0.0.1");
+        agent.info.borrow_mut().ip = "10.0.0.2".into();
+        while ask(&mut stream).await["ip"] != "10.0.0.2" {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        *agent.info.borrow_mut() =
+            AgentInfo { ip: String::new(), agent_id: "agent-2".into(), ..AgentInfo::default() };
+        let told = loop {
+            let told = ask(&mut stream).await;
+            if told["bk_agent_id"] == "agent-2" {
+                break told;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        };
+        assert_eq!(told["ip"], "10.0.0.2");
     });
 }
 

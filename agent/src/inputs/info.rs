@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use super::InputsConfig;
 use super::gse::encode_info;
+use crate::clock;
 
 /// Whose agent this is.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -56,23 +57,53 @@ impl AgentInfo {
     }
 }
 
-/// The answer as it stands now, ready to be written; shared by all connections.
-#[derive(Clone, Debug)]
-pub struct InfoCell(Rc<RefCell<Rc<[u8]>>>);
+/// How old an answer may be. The most eager clients ask every 3 s (agent.md 1.5); a burst of
+/// questions costs one look at the host.
+const FRESH_MS: u64 = 1_000;
+
+/// The answer to collectors, shared by all connections. It follows the host while the agent runs:
+/// a question makes it look again when the last look is older than [`FRESH_MS`], so an agent that
+/// nobody asks does nothing.
+#[derive(Clone)]
+pub struct InfoCell(Rc<Inner>);
+
+struct Inner {
+    look: Box<dyn Fn() -> AgentInfo>,
+    now: RefCell<Told>,
+}
+
+struct Told {
+    info: AgentInfo,
+    answer: Rc<[u8]>,
+    looked_ms: u64,
+}
 
 impl InfoCell {
-    /// Starts with what is known.
-    pub fn new(info: &AgentInfo) -> InfoCell {
-        InfoCell(Rc::new(RefCell::new(info.answer().into())))
-    }
-
-    /// The agent knows more, for instance another address.
-    pub fn set(&self, info: &AgentInfo) {
-        self.0.replace(info.answer().into());
+    /// `look` tells what is true at the moment; it must not wait.
+    pub fn new(look: impl Fn() -> AgentInfo + 'static) -> InfoCell {
+        let info = look();
+        let answer = info.answer().into();
+        let told = Told { info, answer, looked_ms: clock::now_ms() };
+        InfoCell(Rc::new(Inner { look: Box::new(look), now: RefCell::new(told) }))
     }
 
     /// Header and JSON.
     pub fn answer(&self) -> Rc<[u8]> {
-        self.0.borrow().clone()
+        let now_ms = clock::now_ms();
+        let mut told = self.0.now.borrow_mut();
+        if now_ms >= told.looked_ms + FRESH_MS {
+            told.looked_ms = now_ms;
+            let mut info = (self.0.look)();
+            if info.ip.is_empty() {
+                // An interface that is being set up again: collectors keep what they know.
+                info.ip.clone_from(&told.info.ip);
+            }
+            if info != told.info {
+                tracing::info!(ip = info.ip, agent = info.agent_id, "collectors are told anew");
+                told.answer = info.answer().into();
+                told.info = info;
+            }
+        }
+        told.answer.clone()
     }
 }
