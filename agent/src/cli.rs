@@ -302,7 +302,7 @@ fn emit(args: &EmitArgs) -> anyhow::Result<()> {
     };
     let began = std::time::Instant::now();
     let input = Generated::new(args.seed, lines, args.rate);
-    let (report, ended) = emit::emit(home, args.data_id, input);
+    let (report, ended) = emit::Emitter::new(home, args.data_id).emit(input);
     eprintln!(
         "{} records, {} bytes, {} acknowledged in {:.1} s",
         report.records,

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use skein_agent::home::Home;
-use skein_agent::inputs::emit::{EmitError, EmitReport, emit};
+use skein_agent::inputs::emit::{EmitError, EmitReport, Emitter};
 use skein_agent::inputs::{self, AgentInfo, InfoCell, InputsConfig};
 use skein_agent::spool::{Peek, Place, Position, Spool, SpoolConfig};
 use skein_wire::compress::Decompressor;
@@ -39,7 +39,7 @@ fn start(root: &Path, config: SpoolConfig) -> (Home, Rc<Spool>) {
     let spool = Spool::open(place, &config, AgentId::parse("agent-1").unwrap()).unwrap();
     let driven = spool.clone();
     tokio::task::spawn_local(async move { driven.run().await });
-    let info = InfoCell::new(&AgentInfo::default());
+    let info = InfoCell::new(AgentInfo::default);
     let open = Box::new(|path: &Path| std::fs::File::open(path));
     inputs::start(&InputsConfig::default(), &[], &home, &spool, &info, open);
     (home, spool)
@@ -52,7 +52,8 @@ async fn emit_from(
     let root = home.root().to_owned();
     let socket = home.run().join("emit.sock");
     wait_until(|| std::os::unix::net::UnixStream::connect(&socket).is_ok()).await;
-    tokio::task::spawn_blocking(move || emit(&root, LANE, BufReader::new(input))).await.unwrap()
+    let emit = move || Emitter::new(&root, LANE).emit(BufReader::new(input));
+    tokio::task::spawn_blocking(emit).await.unwrap()
 }
 
 async fn texts(spool: &Spool) -> Vec<String> {
@@ -183,31 +184,89 @@ fn a_full_spool_makes_the_emitter_wait() {
 #[test]
 fn without_an_agent_the_message_says_what_to_do() {
     let dir = tempfile::tempdir().unwrap();
-    let (report, ended) = emit(dir.path(), LANE, io::Cursor::new("x"));
+    let (report, ended) = Emitter::new(dir.path(), LANE).emit(io::Cursor::new("x"));
     assert_eq!(report.acknowledged, 0);
     assert!(ended.unwrap_err().to_string().contains("is it running"));
 }
 
+/// The next message of an emitter: its type and what follows.
+fn read_message(stream: &mut std::os::unix::net::UnixStream) -> (u8, Vec<u8>) {
+    let mut length = [0; 4];
+    stream.read_exact(&mut length).unwrap();
+    let mut payload = vec![0; u32::from_be_bytes(length) as usize];
+    stream.read_exact(&mut payload).unwrap();
+    (payload[0], payload[1..].to_vec())
+}
+
+fn ready(next: u64) -> Vec<u8> {
+    [&[0, 0, 0, 13, 16, 0, 16, 0, 0][..], &next.to_be_bytes()].concat()
+}
+
+fn kept(next: u64) -> Vec<u8> {
+    [&[0, 0, 0, 9, 17][..], &next.to_be_bytes()].concat()
+}
+
 #[test]
-fn an_agent_that_ends_leaves_the_rest_unacknowledged() {
+fn an_agent_that_stays_away_leaves_the_rest_unacknowledged() {
     let dir = tempfile::tempdir().unwrap();
-    let (home, emitting) = (Home::create(dir.path()).unwrap(), dir.path().to_owned());
+    let home = Home::create(dir.path()).unwrap();
     let listener = std::os::unix::net::UnixListener::bind(home.run().join("emit.sock")).unwrap();
     let agent = std::thread::spawn(move || {
         use std::io::Write;
         let (mut stream, _) = listener.accept().unwrap();
-        let mut open = [0; 10];
-        stream.read_exact(&mut open).unwrap();
-        assert_eq!(open, [0, 0, 0, 6, 1, 1, 0, 0, 3, 233]);
-        stream.write_all(&[0, 0, 0, 5, 16, 0, 16, 0, 0]).unwrap();
+        let (kind, open) = read_message(&mut stream);
+        assert_eq!((kind, &open[..5], open.len()), (1, &[2, 0, 0, 3, 233][..], 21));
+        stream.write_all(&ready(0)).unwrap();
         // READY, then it reads a little and dies.
         stream.read_exact(&mut [0; 20]).unwrap();
     });
-    let (report, ended) = emit(&emitting, LANE, io::Cursor::new("line\n".repeat(1000)));
+    let emitter = Emitter {
+        patience: Duration::from_millis(300),
+        tell: |_| {},
+        ..Emitter::new(dir.path(), LANE)
+    };
+    let (report, ended) = emitter.emit(io::Cursor::new("line\n".repeat(1000)));
     agent.join().unwrap();
     assert_eq!((report.records > 0, report.acknowledged), (true, 0));
-    assert!(matches!(ended, Err(EmitError::Ended(_))));
+    assert!(matches!(ended, Err(EmitError::Away { .. })));
 }
+
+/// The agent ends with requests unanswered. Those that it had taken the next one knows; the rest
+/// is sent again, from the same numbers on and under the same name.
+#[test]
+fn what_was_not_answered_is_sent_to_the_next_agent() {
+    let dir = tempfile::tempdir().unwrap();
+    let home = Home::create(dir.path()).unwrap();
+    let listener = std::os::unix::net::UnixListener::bind(home.run().join("emit.sock")).unwrap();
+    let agent = std::thread::spawn(move || {
+        use std::io::Write;
+        let (mut stream, _) = listener.accept().unwrap();
+        let (_, open) = read_message(&mut stream);
+        stream.write_all(&ready(0)).unwrap();
+        let first = read_message(&mut stream);
+        assert_eq!((first.0, &first.1[..8]), (2, &[0; 8][..]));
+        let second = read_message(&mut stream);
+        drop(stream);
+        let (mut stream, _) = listener.accept().unwrap();
+        assert_eq!(read_message(&mut stream).1, open);
+        // The first request had become durable, the second had not.
+        let next = u64::from_be_bytes(second.1[..8].try_into().unwrap());
+        stream.write_all(&ready(next)).unwrap();
+        assert_eq!(read_message(&mut stream), second);
+        stream.write_all(&kept(30_000)).unwrap();
+        // The emitter closes.
+        while stream.read(&mut [0; 4096]).unwrap() > 0 {}
+    });
+    let emitter = Emitter { tell: |_| {}, ..Emitter::new(dir.path(), LANE) };
+    let (report, ended) = emitter.emit(io::Cursor::new("0123456789\n".repeat(30_000)));
+    ended.unwrap();
+    agent.join().unwrap();
+    assert_eq!((report.acknowledged, report.reconnects), (30_000, 1));
+}
+
+/// OPEN of a client named by ones.
+const OPEN: [u8; 26] =
+    [0, 0, 0, 22, 1, 2, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1];
 
 /// Garbage, oversize and unknown versions are answered with a refusal and closed.
 #[test]
@@ -221,9 +280,10 @@ fn hostile_clients_are_refused() {
             b"GET / HTTP/1.1\r\n\r\n",
             &[0, 0, 0, 0],
             &[0, 0, 0, 6, 1, 99, 0, 0, 0, 1],
-            &[0, 0, 0, 1, 3],
-            &[0, 0, 0, 6, 1, 1, 0, 0, 0, 1, 0, 0, 0, 13, 2, 0, 0, 0, 0, 0, 0, 0, 0, 255, 0, 0, 0],
-            &[0, 0, 0, 6, 1, 1, 0, 0, 0, 1, 0, 32, 0, 0],
+            // A record longer than its message, a message too long, a number left out.
+            &[&OPEN[..], &[0, 0, 0, 13, 2, 0, 0, 0, 0, 0, 0, 0, 0, 255, 0, 0, 0]].concat(),
+            &[&OPEN[..], &[0, 32, 0, 0]].concat(),
+            &[&OPEN[..], &[0, 0, 0, 14, 2, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1, b'x']].concat(),
         ];
         for attempt in attempts {
             let mut stream = UnixStream::connect(&socket).await.unwrap();

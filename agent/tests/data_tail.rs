@@ -48,7 +48,12 @@ impl Agent {
         let driving = spool.clone();
         let driven = tokio::task::spawn_local(async move { driving.run().await });
         let tails = [TailConfig { path: pattern.into(), data_id: LANE, from }];
-        tail::start(&tails, &spool, Box::new(|path: &Path| File::open(path)));
+        tail::start(
+            &tails,
+            &spool,
+            spool.recovered_marks(),
+            Box::new(|path: &Path| File::open(path)),
+        );
         Agent { spool, driven }
     }
 
@@ -350,7 +355,12 @@ fn a_full_lane_stops_its_own_files_only() {
         spool.mark(7, b"key", b"value").unwrap();
         spool.set_held(7, Some(skein_wire::data::HoldReason::UnknownDataId));
         let tails = [tail(&other, 7), tail(&log.path, LANE)];
-        tail::start(&tails, &spool, Box::new(|path: &Path| File::open(path)));
+        tail::start(
+            &tails,
+            &spool,
+            spool.recovered_marks(),
+            Box::new(|path: &Path| File::open(path)),
+        );
         let mut state = 1u64;
         let noise: String = (0..2_000_000)
             .map(|at| {
@@ -399,7 +409,7 @@ fn what_may_not_be_read_is_left_alone() {
             }
             File::open(path)
         };
-        tail::start(&[config], &spool, Box::new(rules));
+        tail::start(&[config], &spool, spool.recovered_marks(), Box::new(rules));
         let agent = Agent { spool, driven };
         assert_eq!(agent.lines(1).await, ["allowed"]);
         log.append("more\n");

@@ -95,10 +95,12 @@ pub fn start(
         let (path, collectors) = (path.clone(), collectors.clone());
         tokio::task::spawn_local(async move { collectors.listen(&path, mode).await });
     }
-    let emit = emit::server::Emitters::new(spool.clone());
-    let path = home.run().join(emit::SOCKET_NAME);
+    let marks = spool.recovered_marks();
+    let emit = emit::server::Emitters::new(spool.clone(), &marks);
+    let (path, earlier) = (home.run().join(emit::SOCKET_NAME), emit.clone());
     tokio::task::spawn_local(async move { emit.listen(&path).await });
-    tail::start(tails, spool, open_file);
+    tokio::task::spawn_local(async move { earlier.forget_earlier().await });
+    tail::start(tails, spool, marks, open_file);
 }
 
 #[cfg(test)]

@@ -1,14 +1,31 @@
 //! The side of `skein-agent emit`: plain blocking code, because it has one thing to do.
+//!
+//! ```text
+//!   caller: lines ─► requests ─► [window] ─► link thread: connect, OPEN, READY, send ─► agent
+//!                                   ▲                                                     │
+//!                                   └─────────── listener: KEPT ◄─────────────────────────┘
+//! ```
+//! Requests stay in the window until they are answered. When the agent ends in the middle, the
+//! link thread waits for the next one, which says how far it is, and sends the rest again.
 
 use std::collections::VecDeque;
 use std::io::{self, BufRead, Read, Write};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use super::wire::{self, FromServer, MESSAGE_BYTES_MAX, Malformed, RECORD_BYTES_MAX};
+use super::wire::{self, CLIENT_BYTES, FromServer, MESSAGE_BYTES_MAX, Malformed, RECORD_BYTES_MAX};
+use crate::clock;
 use crate::home::Home;
 
+/// How long an agent that was there may be away.
+pub const PATIENCE: Duration = Duration::from_secs(600);
+/// Between two attempts to reach an agent that is away.
+const AGAIN: Duration = Duration::from_millis(200);
+/// How long an agent may take to answer OPEN.
+const READY_TIME: Duration = Duration::from_secs(10);
 /// Records are sent together up to about this many bytes.
 const REQUEST_BYTES: usize = 128 * 1024;
 
@@ -23,6 +40,8 @@ pub struct EmitReport {
     pub acknowledged: u64,
     /// Lines longer than a record may be: their ends are missing.
     pub cut: u64,
+    /// Times that the agent went away in the middle and came back.
+    pub reconnects: u64,
 }
 
 /// Why not everything was acknowledged.
@@ -37,211 +56,398 @@ pub enum EmitError {
     /// The agent said no.
     #[error("the agent refused: {0}")]
     Refused(String),
-    /// The agent ended.
-    #[error("the agent ended before everything was acknowledged: {0}")]
-    Ended(io::Error),
+    /// The agent ended and did not come back.
+    #[error("the agent went away and was not back within {} s: {source}", .patience.as_secs())]
+    Away {
+        /// Why the last attempt to reach it failed.
+        source: io::Error,
+        /// How long that was tried.
+        patience: Duration,
+    },
+}
+
+/// Sends lines to one lane of an agent.
+#[derive(Clone, Debug)]
+pub struct Emitter {
+    /// Of the agent.
+    pub home: PathBuf,
+    /// Lane that gets the lines.
+    pub data_id: u32,
+    /// How long an agent that was there may be away.
+    pub patience: Duration,
+    /// Hears that the agent went away and came back.
+    pub tell: fn(&str),
 }
 
 /// Sends the lines of standard input to lane `data_id` of the agent at `home` and says on standard
 /// error what came of it. Fails unless every line was acknowledged.
 pub fn emit_stdin(home: &Path, data_id: u32) -> Result<EmitReport, EmitError> {
-    let (report, ended) = emit(home, data_id, io::stdin().lock());
+    let (report, ended) = Emitter::new(home, data_id).emit(io::stdin().lock());
     let cut = match report.cut {
         0 => String::new(),
         cut => format!(", {cut} cut at {RECORD_BYTES_MAX} bytes"),
     };
-    // Whoever closed standard error does not want to know.
-    let _ = writeln!(
-        io::stderr(),
+    to_stderr(&format!(
         "{} records, {} bytes, {} acknowledged{cut}",
-        report.records,
-        report.bytes,
-        report.acknowledged
-    );
+        report.records, report.bytes, report.acknowledged
+    ));
     ended.map(|()| report)
 }
 
-/// Sends the lines of `input`; see [`emit_stdin`]. The report is true also when it fails.
-pub fn emit(home: &Path, data_id: u32, input: impl BufRead) -> (EmitReport, Result<(), EmitError>) {
-    let mut report = EmitReport::default();
-    let path = Home::new(home).run().join(super::SOCKET_NAME);
-    let stream = match UnixStream::connect(&path) {
-        Ok(stream) => stream,
-        Err(error) => return (report, Err(EmitError::Connect(path, error))),
-    };
-    let flow = Flow::default();
-    let sent = std::thread::scope(|scope| {
-        scope.spawn(|| flow.listen(&stream));
-        let sent = send(&stream, data_id, input, &flow, &mut report);
-        if sent.is_err() {
-            // Wakes the listener; what is unanswered stays so.
-            let _ = stream.shutdown(std::net::Shutdown::Both);
-        }
-        sent
-    });
-    let state = flow.lock();
-    report.acknowledged = state.acknowledged;
-    let ended = match (sent, &state.ended) {
-        (Err(EmitError::Input(error)), _) => Err(EmitError::Input(error)),
-        (_, Some(Ended::Refused(text))) => Err(EmitError::Refused(text.clone())),
-        (Err(error), _) => Err(error),
-        (Ok(()), _) if report.acknowledged == report.records => Ok(()),
-        (Ok(()), _) => Err(EmitError::Ended(io::ErrorKind::UnexpectedEof.into())),
-    };
-    (report, ended)
+fn to_stderr(text: &str) {
+    // Whoever closed standard error does not want to know.
+    let _ = writeln!(io::stderr(), "{text}");
 }
 
-/// What the sending and the listening thread share.
+impl Emitter {
+    /// With the usual patience, talking to standard error.
+    pub fn new(home: &Path, data_id: u32) -> Emitter {
+        Emitter { home: home.to_owned(), data_id, patience: PATIENCE, tell: to_stderr }
+    }
+
+    /// Sends the lines of `input`; see [`emit_stdin`]. The report is true also when it fails.
+    pub fn emit(&self, input: impl BufRead) -> (EmitReport, Result<(), EmitError>) {
+        let mut report = EmitReport::default();
+        let path = Home::new(&self.home).run().join(super::SOCKET_NAME);
+        let stream = match UnixStream::connect(&path) {
+            Ok(stream) => stream,
+            Err(error) => return (report, Err(EmitError::Connect(path, error))),
+        };
+        let mut client = [0; CLIENT_BYTES];
+        clock::random(&mut client);
+        let link = Link { emitter: self, path, client, window: Window::default() };
+        let read = std::thread::scope(|scope| {
+            scope.spawn(|| link.run(stream));
+            let read = read_all(input, &link.window, &mut report);
+            link.window.close(read.is_err());
+            read
+        });
+        let mut state = link.window.lock();
+        (report.acknowledged, report.reconnects) = (state.next, state.reconnects);
+        let ended = match (read, state.failure.take()) {
+            (Err(error), _) | (Ok(()), Some(error)) => Err(error),
+            (Ok(()), None) => Ok(()),
+        };
+        (report, ended)
+    }
+}
+
+// ---------------------------------------------------------------------------- the window
+
+/// Requests that are not answered, shared by all threads.
 #[derive(Default)]
-struct Flow {
-    state: Mutex<FlowState>,
+struct Window {
+    state: Mutex<State>,
     moved: Condvar,
 }
 
 #[derive(Default)]
-struct FlowState {
-    /// Agreed with the agent; 0 until it is ready.
-    window_bytes: u64,
-    /// Requests without an answer: (number, records, bytes).
-    open: VecDeque<(u64, u64, u64)>,
+struct State {
+    open: VecDeque<Request>,
     open_bytes: u64,
-    acknowledged: u64,
-    ended: Option<Ended>,
+    /// How many of `open`, from the front, were sent on this connection.
+    sent: usize,
+    /// Everything before is in the spool.
+    next: u64,
+    /// This connection is of no use any more.
+    broken: bool,
+    /// Nothing comes after what is open.
+    input_ended: bool,
+    /// What is open need not be waited for.
+    given_up: bool,
+    failure: Option<EmitError>,
+    reconnects: u64,
 }
 
-enum Ended {
-    Closed,
-    Refused(String),
+struct Request {
+    /// Number behind its last record.
+    end: u64,
+    bytes: u64,
+    message: Arc<[u8]>,
 }
 
-impl Flow {
-    fn lock(&self) -> MutexGuard<'_, FlowState> {
+/// What the link thread does next.
+enum Step {
+    Send(Arc<[u8]>),
+    Reconnect,
+    /// Everything is answered, or nobody waits for it.
+    Done,
+}
+
+impl Window {
+    fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads the agent's answers until it closes.
-    fn listen(&self, stream: &UnixStream) {
-        let ended = loop {
-            match self.listen_once(stream) {
-                Ok(None) => {}
-                Ok(Some(text)) => break Ended::Refused(text),
-                Err(_) => break Ended::Closed,
-            }
-            self.moved.notify_all();
-        };
-        self.lock().ended = Some(ended);
+    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        self.moved.wait(state).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a request when there is room for it; false when the link has failed for good.
+    fn admit(&self, request: Request) -> bool {
+        let mut state = self.lock();
+        while state.failure.is_none()
+            && state.open_bytes + request.bytes > u64::from(wire::WINDOW_BYTES)
+        {
+            state = self.wait(state);
+        }
+        if state.failure.is_some() {
+            return false;
+        }
+        state.open_bytes += request.bytes;
+        state.open.push_back(request);
+        self.moved.notify_all();
+        true
+    }
+
+    fn close(&self, given_up: bool) {
+        let mut state = self.lock();
+        state.input_ended = true;
+        state.given_up |= given_up;
         self.moved.notify_all();
     }
 
-    fn listen_once(&self, mut stream: &UnixStream) -> io::Result<Option<String>> {
-        let mut length = [0; 4];
-        stream.read_exact(&mut length)?;
-        let bytes = u32::from_be_bytes(length) as usize;
-        let malformed = |error: Malformed| io::Error::new(io::ErrorKind::InvalidData, error);
-        if bytes > MESSAGE_BYTES_MAX {
-            return Err(malformed(Malformed));
-        }
-        let mut payload = vec![0; bytes];
-        stream.read_exact(&mut payload)?;
+    fn fail(&self, error: EmitError) {
+        self.lock().failure.get_or_insert(error);
+        self.moved.notify_all();
+    }
+
+    fn step(&self) -> Step {
         let mut state = self.lock();
-        match wire::decode_from_server(&payload).map_err(malformed)? {
-            FromServer::Ready { window_bytes } => state.window_bytes = window_bytes.into(),
-            FromServer::Refused(text) => return Ok(Some(text.to_owned())),
-            FromServer::Kept { request } => {
-                while let Some((_, records, bytes)) =
-                    state.open.pop_front_if(|(number, ..)| *number <= request)
-                {
-                    state.acknowledged += records;
-                    state.open_bytes -= bytes;
+        loop {
+            if state.failure.is_some() || state.given_up {
+                return Step::Done;
+            }
+            if state.input_ended && state.open.is_empty() {
+                return Step::Done;
+            }
+            if state.broken {
+                return Step::Reconnect;
+            }
+            if let Some(request) = state.open.get(state.sent) {
+                let message = request.message.clone();
+                state.sent += 1;
+                return Step::Send(message);
+            }
+            state = self.wait(state);
+        }
+    }
+
+    /// Everything before `next` is in the spool.
+    fn kept(&self, next: u64) {
+        let mut state = self.lock();
+        while let Some(request) = state.open.pop_front_if(|request| request.end <= next) {
+            state.open_bytes -= request.bytes;
+            state.sent = state.sent.saturating_sub(1);
+        }
+        state.next = state.next.max(next);
+        self.moved.notify_all();
+    }
+
+    fn set_broken(&self, broken: bool) {
+        let mut state = self.lock();
+        (state.broken, state.sent) = (broken, if broken { state.sent } else { 0 });
+        self.moved.notify_all();
+    }
+}
+
+// ---------------------------------------------------------------------------- the link
+
+struct Link<'a> {
+    emitter: &'a Emitter,
+    path: PathBuf,
+    client: [u8; CLIENT_BYTES],
+    window: Window,
+}
+
+impl Link<'_> {
+    /// One connection after the other, until everything is answered.
+    fn run(&self, stream: UnixStream) {
+        let mut connected = self.open(stream);
+        loop {
+            let stream = match connected {
+                Ok(stream) => stream,
+                Err(_) => match self.reconnect() {
+                    Some(stream) => stream,
+                    None => return,
+                },
+            };
+            let over = std::thread::scope(|scope| {
+                scope.spawn(|| self.listen(&stream));
+                let over = self.send(&stream);
+                // Wakes the listener.
+                let _ = stream.shutdown(Shutdown::Both);
+                over
+            });
+            if over {
+                return;
+            }
+            connected = Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+
+    /// Sends what is to be sent; false when the connection broke.
+    fn send(&self, mut stream: &UnixStream) -> bool {
+        loop {
+            match self.window.step() {
+                Step::Done => return true,
+                Step::Reconnect => return false,
+                Step::Send(message) => {
+                    if stream.write_all(&message).is_err() {
+                        self.window.set_broken(true);
+                    }
                 }
             }
         }
-        Ok(None)
     }
 
-    /// Waits until `bytes` more may be open.
-    fn admit(&self, request: u64, records: u64, bytes: u64) -> Result<(), EmitError> {
-        let mut state = self.lock();
+    /// Reads answers until the connection ends.
+    fn listen(&self, stream: &UnixStream) {
         loop {
-            if state.ended.is_some() {
-                return Err(EmitError::Ended(io::ErrorKind::BrokenPipe.into()));
+            match read_answer(stream) {
+                Ok(Answer::Kept(next)) => self.window.kept(next),
+                Ok(Answer::Refused(text)) => return self.window.fail(EmitError::Refused(text)),
+                Ok(Answer::Ready(_)) | Err(_) => return self.window.set_broken(true),
             }
-            if state.window_bytes > 0 && state.open_bytes + bytes <= state.window_bytes {
-                state.open.push_back((request, records, bytes));
-                state.open_bytes += bytes;
-                return Ok(());
-            }
-            state = self.moved.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
-    fn wait_for_all(&self) {
-        let mut state = self.lock();
-        while state.ended.is_none() {
-            state = self.moved.wait(state).unwrap_or_else(PoisonError::into_inner);
+    /// Says who we are and hears how far the agent is.
+    fn open(&self, stream: UnixStream) -> io::Result<UnixStream> {
+        stream.set_read_timeout(Some(READY_TIME))?;
+        (&stream).write_all(&wire::open(self.emitter.data_id, &self.client))?;
+        match read_answer(&stream)? {
+            Answer::Ready(next) => {
+                stream.set_read_timeout(None)?;
+                self.window.kept(next);
+                self.window.set_broken(false);
+                Ok(stream)
+            }
+            Answer::Refused(text) => {
+                self.window.fail(EmitError::Refused(text));
+                Err(io::ErrorKind::ConnectionRefused.into())
+            }
+            Answer::Kept(_) => Err(io::Error::new(io::ErrorKind::InvalidData, Malformed)),
+        }
+    }
+
+    /// Waits for the agent to come back; none when that takes too long or nobody waits any more.
+    fn reconnect(&self) -> Option<UnixStream> {
+        let (began, patience) = (Instant::now(), self.emitter.patience);
+        let mut told = false;
+        loop {
+            if matches!(self.window.step_while_away(), Step::Done) {
+                return None;
+            }
+            let connected = UnixStream::connect(&self.path).and_then(|stream| self.open(stream));
+            let source = match connected {
+                Ok(stream) => {
+                    let text = self.window.came_back();
+                    (self.emitter.tell)(&text);
+                    return Some(stream);
+                }
+                Err(source) => source,
+            };
+            if !std::mem::replace(&mut told, true) {
+                (self.emitter.tell)("the agent went away; waiting for it");
+            }
+            if began.elapsed() >= patience {
+                self.window.fail(EmitError::Away { source, patience });
+                return None;
+            }
+            std::thread::sleep(AGAIN.min(patience));
         }
     }
 }
 
-fn send(
-    mut stream: &UnixStream,
-    data_id: u32,
+impl Window {
+    /// Notes that there is a connection again; answers what to tell.
+    fn came_back(&self) -> String {
+        let mut state = self.lock();
+        state.reconnects += 1;
+        let (has, again) = (state.next, state.open.len());
+        format!("the agent is back and has {has} records; {again} unanswered requests go again")
+    }
+
+    /// As [`Window::step`] without a connection: whether to go on trying.
+    fn step_while_away(&self) -> Step {
+        let state = self.lock();
+        let answered = state.input_ended && state.open.is_empty();
+        match state.failure.is_some() || state.given_up || answered {
+            true => Step::Done,
+            false => Step::Reconnect,
+        }
+    }
+}
+
+enum Answer {
+    Ready(u64),
+    Kept(u64),
+    Refused(String),
+}
+
+fn read_answer(mut stream: &UnixStream) -> io::Result<Answer> {
+    let malformed = |error: Malformed| io::Error::new(io::ErrorKind::InvalidData, error);
+    let mut length = [0; 4];
+    stream.read_exact(&mut length)?;
+    let bytes = u32::from_be_bytes(length) as usize;
+    if bytes > MESSAGE_BYTES_MAX {
+        return Err(malformed(Malformed));
+    }
+    let mut payload = vec![0; bytes];
+    stream.read_exact(&mut payload)?;
+    Ok(match wire::decode_from_server(&payload).map_err(malformed)? {
+        FromServer::Ready { next, .. } => Answer::Ready(next),
+        FromServer::Kept { next } => Answer::Kept(next),
+        FromServer::Refused(text) => Answer::Refused(text.to_owned()),
+    })
+}
+
+// ---------------------------------------------------------------------------- the input
+
+/// Cuts the input into requests. Ends early, and not as an error of the input, when the link has
+/// failed.
+fn read_all(
     mut input: impl BufRead,
-    flow: &Flow,
+    window: &Window,
     report: &mut EmitReport,
 ) -> Result<(), EmitError> {
-    let mut write = |bytes: &[u8]| stream.write_all(bytes).map_err(EmitError::Ended);
-    write(&wire::open(data_id))?;
-    let mut request = Request::default();
-    let mut line = Vec::new();
-    let mut end = false;
-    while !end {
+    let (mut line, mut body) = (Vec::new(), Vec::new());
+    // The number of the first record in `body`.
+    let mut first = 0;
+    loop {
         line.clear();
         let (got, more) = read_line(&mut input, &mut line, report)?;
         if got {
+            if body.len() + line.len() > REQUEST_BYTES
+                && !give(window, &mut first, report.records, &mut body)
+            {
+                return Ok(());
+            }
             report.records += 1;
             report.bytes += line.len() as u64;
-            if request.body.len() + line.len() > REQUEST_BYTES {
-                request.send(flow, &mut write)?;
-            }
-            wire::put_record(&line, &mut request.body);
-            request.records += 1;
+            wire::put_record(&line, &mut body);
         }
-        end = !got;
         // Nothing more at hand: the next read may wait for a long time.
-        if end || !more {
-            request.send(flow, &mut write)?;
-        }
-    }
-    write(&wire::end())?;
-    flow.wait_for_all();
-    Ok(())
-}
-
-/// Records that travel together.
-#[derive(Default)]
-struct Request {
-    number: u64,
-    records: u64,
-    body: Vec<u8>,
-}
-
-impl Request {
-    fn send(
-        &mut self,
-        flow: &Flow,
-        write: &mut impl FnMut(&[u8]) -> Result<(), EmitError>,
-    ) -> Result<(), EmitError> {
-        if self.records == 0 {
+        if !more && !give(window, &mut first, report.records, &mut body) {
             return Ok(());
         }
-        flow.admit(self.number, self.records, self.body.len() as u64)?;
-        write(&wire::records(self.number, &self.body))?;
-        self.number += 1;
-        self.records = 0;
-        self.body.clear();
-        Ok(())
+        if !got {
+            return Ok(());
+        }
     }
+}
+
+/// Hands over the records from `first` to `end`; false when the link has failed.
+fn give(window: &Window, first: &mut u64, end: u64, body: &mut Vec<u8>) -> bool {
+    if *first == end {
+        return true;
+    }
+    let message = wire::records(*first, body).into();
+    let request = Request { end, bytes: body.len() as u64, message };
+    *first = end;
+    body.clear();
+    window.admit(request)
 }
 
 /// Reads one line without its end; says whether there was one and whether more is at hand.

@@ -3,7 +3,9 @@
 use crate::spool::SURE_RECORD_BYTES_MAX;
 
 /// Version of the protocol.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
+/// Bytes that name a client.
+pub const CLIENT_BYTES: usize = 16;
 /// Record bytes that a client may have unanswered.
 pub const WINDOW_BYTES: u32 = 1024 * 1024;
 /// Payload of one message: a largest record, or many small ones, and their framing.
@@ -16,7 +18,6 @@ const _: () = assert!(RECORD_BYTES_MAX < WINDOW_BYTES as usize);
 
 const OPEN: u8 = 1;
 const RECORDS: u8 = 2;
-const END: u8 = 3;
 const READY: u8 = 16;
 const KEPT: u8 = 17;
 const REFUSED: u8 = 18;
@@ -24,16 +25,15 @@ const REFUSED: u8 = 18;
 /// What a client says.
 #[derive(Debug, Eq, PartialEq)]
 pub enum FromClient<'a> {
-    Open { version: u8, data_id: u32 },
-    Records { request: u64, records: &'a [u8] },
-    End,
+    Open { version: u8, data_id: u32, client: [u8; CLIENT_BYTES] },
+    Records { first: u64, records: &'a [u8] },
 }
 
 /// What the agent answers.
 #[derive(Debug, Eq, PartialEq)]
 pub enum FromServer<'a> {
-    Ready { window_bytes: u32 },
-    Kept { request: u64 },
+    Ready { window_bytes: u32, next: u64 },
+    Kept { next: u64 },
     Refused(&'a str),
 }
 
@@ -46,14 +46,23 @@ pub fn decode_from_client(payload: &[u8]) -> Result<FromClient<'_>, Malformed> {
     let (kind, rest) = payload.split_first().ok_or(Malformed)?;
     match *kind {
         OPEN => {
-            let [version, data_id @ ..] = rest.first_chunk::<5>().ok_or(Malformed)?;
-            Ok(FromClient::Open { version: *version, data_id: u32::from_be_bytes(*data_id) })
+            // Of another version only the version is known.
+            let (version, rest) = rest.split_first().ok_or(Malformed)?;
+            let (data_id, rest) = match rest.split_first_chunk::<4>() {
+                Some((data_id, rest)) => (u32::from_be_bytes(*data_id), rest),
+                None => return Err(Malformed),
+            };
+            let client = match rest.try_into() {
+                Ok(client) => client,
+                Err(_) if *version != VERSION => [0; CLIENT_BYTES],
+                Err(_) => return Err(Malformed),
+            };
+            Ok(FromClient::Open { version: *version, data_id, client })
         }
         RECORDS => {
-            let (request, records) = rest.split_first_chunk::<8>().ok_or(Malformed)?;
-            Ok(FromClient::Records { request: u64::from_be_bytes(*request), records })
+            let (first, records) = rest.split_first_chunk::<8>().ok_or(Malformed)?;
+            Ok(FromClient::Records { first: u64::from_be_bytes(*first), records })
         }
-        END => Ok(FromClient::End),
         _ => Err(Malformed),
     }
 }
@@ -62,12 +71,14 @@ pub fn decode_from_server(payload: &[u8]) -> Result<FromServer<'_>, Malformed> {
     let (kind, rest) = payload.split_first().ok_or(Malformed)?;
     match *kind {
         READY => {
-            let window = rest.first_chunk::<4>().ok_or(Malformed)?;
-            Ok(FromServer::Ready { window_bytes: u32::from_be_bytes(*window) })
+            let (window, next) = rest.split_first_chunk::<4>().ok_or(Malformed)?;
+            let next = next.first_chunk::<8>().ok_or(Malformed)?;
+            let window_bytes = u32::from_be_bytes(*window);
+            Ok(FromServer::Ready { window_bytes, next: u64::from_be_bytes(*next) })
         }
         KEPT => {
-            let request = rest.first_chunk::<8>().ok_or(Malformed)?;
-            Ok(FromServer::Kept { request: u64::from_be_bytes(*request) })
+            let next = rest.first_chunk::<8>().ok_or(Malformed)?;
+            Ok(FromServer::Kept { next: u64::from_be_bytes(*next) })
         }
         REFUSED => Ok(FromServer::Refused(std::str::from_utf8(rest).map_err(|_| Malformed)?)),
         _ => Err(Malformed),
@@ -100,24 +111,20 @@ fn message(kind: u8, parts: &[&[u8]]) -> Vec<u8> {
     out
 }
 
-pub fn open(data_id: u32) -> Vec<u8> {
-    message(OPEN, &[&[VERSION], &data_id.to_be_bytes()])
+pub fn open(data_id: u32, client: &[u8; CLIENT_BYTES]) -> Vec<u8> {
+    message(OPEN, &[&[VERSION], &data_id.to_be_bytes(), client])
 }
 
-pub fn records(request: u64, records: &[u8]) -> Vec<u8> {
-    message(RECORDS, &[&request.to_be_bytes(), records])
+pub fn records(first: u64, records: &[u8]) -> Vec<u8> {
+    message(RECORDS, &[&first.to_be_bytes(), records])
 }
 
-pub fn end() -> Vec<u8> {
-    message(END, &[])
+pub fn ready(next: u64) -> Vec<u8> {
+    message(READY, &[&WINDOW_BYTES.to_be_bytes(), &next.to_be_bytes()])
 }
 
-pub fn ready() -> Vec<u8> {
-    message(READY, &[&WINDOW_BYTES.to_be_bytes()])
-}
-
-pub fn kept(request: u64) -> Vec<u8> {
-    message(KEPT, &[&request.to_be_bytes()])
+pub fn kept(next: u64) -> Vec<u8> {
+    message(KEPT, &[&next.to_be_bytes()])
 }
 
 pub fn refused(text: &str) -> Vec<u8> {
@@ -138,18 +145,26 @@ mod tests {
 
     #[test]
     fn messages_are_read_back() {
-        let from_client = [open(7), end()];
         assert_eq!(
-            decode_from_client(&from_client[0][4..]),
-            Ok(FromClient::Open { version: VERSION, data_id: 7 })
+            decode_from_client(&open(7, &[3; 16])[4..]),
+            Ok(FromClient::Open { version: VERSION, data_id: 7, client: [3; 16] })
         );
-        assert_eq!(decode_from_client(&from_client[1][4..]), Ok(FromClient::End));
-        assert_eq!(decode_from_server(&kept(9)[4..]), Ok(FromServer::Kept { request: 9 }));
+        assert_eq!(decode_from_server(&kept(9)[4..]), Ok(FromServer::Kept { next: 9 }));
         assert_eq!(decode_from_server(&refused("no")[4..]), Ok(FromServer::Refused("no")));
         assert_eq!(
-            decode_from_server(&ready()[4..]),
-            Ok(FromServer::Ready { window_bytes: WINDOW_BYTES })
+            decode_from_server(&ready(5)[4..]),
+            Ok(FromServer::Ready { window_bytes: WINDOW_BYTES, next: 5 })
         );
+    }
+
+    /// A client of the version before had no name; its version must be readable all the same.
+    #[test]
+    fn the_version_of_another_client_is_read() {
+        let old = [OPEN, 1, 0, 0, 3, 233];
+        let client = [0; CLIENT_BYTES];
+        let open = FromClient::Open { version: 1, data_id: 1001, client };
+        assert_eq!(decode_from_client(&old), Ok(open));
+        assert_eq!(decode_from_client(&[OPEN, VERSION, 0, 0, 3, 233]), Err(Malformed));
     }
 
     proptest! {
@@ -158,7 +173,7 @@ mod tests {
             let mut body = Vec::new();
             values.iter().for_each(|value| put_record(value, &mut body));
             let bytes = records(3, &body);
-            let Ok(FromClient::Records { request: 3, records: mut rest }) = decode_from_client(&bytes[4..]) else {
+            let Ok(FromClient::Records { first: 3, records: mut rest }) = decode_from_client(&bytes[4..]) else {
                 panic!("a RECORDS message");
             };
             for value in &values {

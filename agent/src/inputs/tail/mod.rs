@@ -17,7 +17,7 @@ mod glob;
 mod mark;
 mod watch;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::mpsc as blocking;
 
@@ -29,7 +29,7 @@ use self::mark::Place;
 use self::watch::{Reply, Watcher};
 use super::OpenFile;
 use super::socket::failed;
-use crate::spool::{Input, Refusal, SURE_RECORD_BYTES_MAX, Spool};
+use crate::spool::{Input, Marks, Refusal, SURE_RECORD_BYTES_MAX, Spool};
 
 /// The longest line; the rest of a longer one is left out and counted.
 pub const LINE_BYTES_MAX: usize = SURE_RECORD_BYTES_MAX;
@@ -74,8 +74,13 @@ impl TailConfig {
 }
 
 /// Starts the thread, and the task that takes its chunks. Does nothing when nothing is followed.
-pub fn start(tails: &[TailConfig], spool: &Rc<Spool>, open_file: OpenFile) {
-    let mut marks = spool.recovered_marks();
+/// `marks` is what the spool knew at the start.
+pub fn start(
+    tails: &[TailConfig],
+    spool: &Rc<Spool>,
+    mut marks: BTreeMap<u32, Marks>,
+    open_file: OpenFile,
+) {
     let tails: Vec<TailConfig> = (tails.iter())
         .filter(|tail| match tail.validate() {
             Ok(()) => true,
