@@ -3,8 +3,10 @@
 //! The file appears under its name only when every block was proved against the signed root and
 //! flushed. A channel that breaks is dialled again and the transfer goes on where it was; it ends
 //! without success when nothing new arrives for [`STUCK_MS`], or at once for what no retry mends.
+//!
+//! What may wait for a disk in one piece for seconds, making room and the final flush, is done on
+//! a thread beside, so that other transfers go on meanwhile ([`Shared::on_disk`]).
 
-use std::path::Path;
 use std::time::Duration;
 
 use skein_filemesh::core::download::Download;
@@ -18,8 +20,9 @@ use skein_wire::ids::TransferId;
 use skein_wire::signal::v1::{JoinTransfer, TransferState};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
+use tokio::task::JoinError;
 
-use super::{Shared, cancelled};
+use super::{Settings, Shared, cancelled};
 use crate::clock;
 use crate::link::{LinkStream, Redial};
 use crate::paths::{Access, PathError, file_name};
@@ -53,6 +56,12 @@ impl From<PathError> for FetchEnd {
     }
 }
 
+impl From<JoinError> for FetchEnd {
+    fn from(error: JoinError) -> FetchEnd {
+        FetchEnd::Failed(format!("the agent ends: {error}"))
+    }
+}
+
 /// How one channel ended.
 enum ChannelEnd {
     Done,
@@ -70,11 +79,27 @@ struct Fetch<'a> {
     refused_blocks: u64,
 }
 
-/// Runs a transfer to its end.
+/// Runs a transfer to its end. One that ends without its file leaves nothing behind, also of an
+/// earlier worker that was killed in the middle of it.
 pub(super) async fn run(
     shared: &Shared,
     id: TransferId,
     join: JoinTransfer,
+    cancel: watch::Receiver<bool>,
+) -> Result<(), FetchEnd> {
+    let result = whole(shared, id, &join, cancel).await;
+    if result.is_err() {
+        let settings = shared.settings.clone();
+        // A folder that is not there, or not for us, has nothing of ours.
+        let _ = shared.on_disk(move || discard(&settings, &id, &join)).await;
+    }
+    result
+}
+
+async fn whole(
+    shared: &Shared,
+    id: TransferId,
+    join: &JoinTransfer,
     mut cancel: watch::Receiver<bool>,
 ) -> Result<(), FetchEnd> {
     let turn = tokio::select! {
@@ -93,7 +118,8 @@ pub(super) async fn run(
         owner: Owner::parse(&join.owner)?,
         mtime_ms: (manifest.mtime_ms != 0).then_some(manifest.mtime_ms),
     };
-    let file = open(shared, &id, &join, &manifest)?;
+    let (settings, order, expected) = (shared.settings.clone(), join.clone(), manifest.clone());
+    let file = shared.on_disk(move || open(&settings, &id, &order, &expected)).await??;
     let mut update = super::update(&id, TransferState::Running);
     update.verified_bytes = 0;
     shared.board.set(id, update);
@@ -101,17 +127,19 @@ pub(super) async fn run(
     let progress_ms = clock::now_ms();
     let mut fetch = Fetch { shared, id, file, progress_ms, verified_bytes: 0, refused_blocks: 0 };
     let fetched = tokio::select! {
-        fetched = fetch.fetch(&join, &manifest) => fetched,
+        fetched = fetch.fetch(join, &manifest) => fetched,
         () = cancelled(&mut cancel) => Err(FetchEnd::Cancelled),
     };
     match fetched {
         Ok(()) => {
-            fetch.file.finish(&attributes)?;
+            let file = fetch.file;
+            shared.on_disk(move || file.finish(&attributes)).await??;
             Ok(())
         }
         Err(end) => {
             // What is there helps nobody: a new order is a new transfer.
-            if let Err(error) = fetch.file.abandon() {
+            let file = fetch.file;
+            if let Err(error) = shared.on_disk(move || file.abandon()).await? {
                 tracing::warn!(transfer = %id, %error, "partial file is left");
             }
             Err(end)
@@ -121,45 +149,28 @@ pub(super) async fn run(
 
 /// Checks where the file shall go and opens its partial file there.
 fn open(
-    shared: &Shared,
+    settings: &Settings,
     id: &TransferId,
     join: &JoinTransfer,
     manifest: &Manifest,
 ) -> Result<PartialFile, FetchEnd> {
-    let rules = &shared.settings.rules;
+    let rules = &settings.rules;
     let name = file_name(&join.file_name)?;
     // The rules are asked before a folder is made, and again about what was really opened.
     let folder = rules.open_folder(Access::Write, &join.directory, join.create_directory)?;
     rules.check(Access::Write, &folder.path.join(name))?;
-    let dir = TargetDir::open(&folder.path, false)?;
+    let dir = TargetDir::open(&folder.path, false)?.keep_free(settings.limits.keep_free_bytes);
     rules.check(Access::Write, &dir.resolved()?.join(name))?;
-    if folder.dir.stat(name).is_ok_and(|stat| stat.is_dir()) {
-        let text = format!("{} is a folder", folder.path.join(name).display());
-        return Err(FetchEnd::Failed(text));
-    }
-    check_room(&folder.path, &dir, manifest, shared.settings.limits.keep_free_bytes)?;
     let name = std::os::unix::ffi::OsStrExt::as_bytes(name);
-    Ok(PartialFile::open(dir, name, id, manifest, &shared.settings.dir)?)
+    Ok(PartialFile::open(dir, name, id, manifest, &settings.dir)?)
 }
 
-fn check_room(
-    path: &Path,
-    dir: &TargetDir,
-    manifest: &Manifest,
-    keep_free_bytes: u64,
-) -> Result<(), FetchEnd> {
-    let needed = manifest.geometry.size_bytes();
-    let free = dir.free_bytes()?;
-    // A partial file of an earlier run has its space already; then the engine's own check decides.
-    if needed > 0 && free < keep_free_bytes {
-        let text = format!(
-            "{} has {free} bytes free and {keep_free_bytes} must stay free; make room or lower \
-             transfers.keep_free_bytes",
-            path.display()
-        );
-        return Err(FetchEnd::Failed(text));
-    }
-    Ok(())
+/// Removes what an earlier worker left of a transfer that will not be continued.
+fn discard(settings: &Settings, id: &TransferId, join: &JoinTransfer) -> Result<(), FetchEnd> {
+    let folder = settings.rules.open_folder(Access::Write, &join.directory, false)?;
+    let dir = TargetDir::open(&folder.path, false)?;
+    settings.rules.check(Access::Write, &dir.resolved()?)?;
+    Ok(PartialFile::discard(&dir, id, &settings.dir)?)
 }
 
 impl Fetch<'_> {

@@ -1,7 +1,8 @@
 //! Files: fetched because a signed command says so, and offered to the server.
 //!
 //! One thread with its own small runtime does all of it, from TLS to disk, so that neither bulk
-//! cryptography nor a stalled disk is ever in the way of a heartbeat. An accepted order lies in
+//! cryptography nor a stalled disk is ever in the way of a heartbeat; flushes, which may take
+//! seconds, go to threads beside it, so that they are not in the way of other transfers either. An accepted order lies in
 //! `HOME/transfers` before anything happens and until its end was acknowledged; after kill -9 the
 //! next worker goes on from the blocks that are proved on disk.
 //!
@@ -19,6 +20,7 @@ use std::io;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use skein_observe::names;
 use skein_wire::ids::TransferId;
@@ -26,8 +28,10 @@ use skein_wire::signal::v1::{
     CancelTransfer, JoinTransfer, OfferFile, TransferState, TransferUpdate,
 };
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio::task::JoinError;
 
 use self::board::Board;
+use self::fetch::FetchEnd;
 use crate::clock;
 use crate::config::TransfersConfig;
 use crate::home::private_dir;
@@ -39,8 +43,15 @@ use crate::tasks::{TransferOrder, records};
 const TOMBSTONES_MAX: usize = 1024;
 /// Orders that may wait to be read by the file thread.
 const LETTERS_MAX: usize = 1024;
+/// Steps of transfers that wait for a disk at once: more would only seek against each other.
+const DISK_STEPS_MAX: usize = 2;
+/// Those, one file that is hashed, and a name that is looked up.
+const BLOCKING_THREADS_MAX: usize = DISK_STEPS_MAX + 2;
+/// They end when idle for this long.
+const BLOCKING_KEEP: Duration = Duration::from_secs(2);
 
 /// What transfers need.
+#[derive(Clone)]
 pub struct Settings {
     /// `HOME/transfers`.
     pub dir: PathBuf,
@@ -102,7 +113,8 @@ pub fn start(settings: Settings) -> io::Result<TransferHandle> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
-        .max_blocking_threads(2)
+        .max_blocking_threads(BLOCKING_THREADS_MAX)
+        .thread_keep_alive(BLOCKING_KEEP)
         .build()?;
     std::thread::Builder::new().name("files".into()).stack_size(512 * 1024).spawn(move || {
         tokio::task::LocalSet::new().block_on(&runtime, run(settings, inbox));
@@ -118,11 +130,21 @@ struct Shared {
     changed: Notify,
     running: Semaphore,
     hashing: Semaphore,
+    disk_steps: Semaphore,
 }
 
 /// One transfer on its way; dropping the sender cancels it.
 struct Active {
     cancel: watch::Sender<bool>,
+}
+
+/// Where an order comes from.
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum Origin {
+    /// It must be kept before anything happens.
+    Server,
+    /// From `HOME/transfers`, where an earlier worker kept it.
+    Earlier,
 }
 
 struct Transfers {
@@ -141,6 +163,7 @@ async fn run(settings: Settings, mut inbox: mpsc::Receiver<Letter>) {
         changed: Notify::new(),
         running: Semaphore::new(concurrent),
         hashing: Semaphore::new(1),
+        disk_steps: Semaphore::new(DISK_STEPS_MAX),
     });
     let (ended, mut endings) = mpsc::unbounded_channel();
     let (fetches, offers) = (HashMap::new(), HashMap::new());
@@ -151,9 +174,7 @@ async fn run(settings: Settings, mut inbox: mpsc::Receiver<Letter>) {
         let more = shared.board.tell(&shared.settings.outbox);
         let later = async {
             match more {
-                true => {
-                    tokio::time::sleep(std::time::Duration::from_millis(board::PROGRESS_MS)).await
-                }
+                true => tokio::time::sleep(Duration::from_millis(board::PROGRESS_MS)).await,
                 false => std::future::pending().await,
             }
         };
@@ -195,33 +216,41 @@ impl Transfers {
             return self.shared.board.repeat(&id);
         }
         if self.tombstones.contains(&id) {
-            return self.shared.end(&id, TransferState::Cancelled, "cancelled before it arrived");
+            return self.refuse(id, TransferState::Cancelled, "cancelled before it arrived");
         }
         let limits = &self.shared.settings.limits;
         let room = limits.concurrent_max as usize + limits.queue_max as usize;
         if self.fetches.len() >= room || self.shared.board.len() >= 2 * room {
-            return self.shared.end(&id, TransferState::Failed, "too many transfers are waiting");
+            return self.refuse(id, TransferState::Failed, "too many transfers are waiting");
         }
-        let dir = &self.shared.settings.dir;
-        if let Err(error) = records::write(dir, &format!("{id}.order"), &join) {
-            let text = format!("the order cannot be kept: {error}");
-            return self.shared.end(&id, TransferState::Failed, &text);
-        }
-        self.fetch(id, join);
+        self.fetch(id, join, Origin::Server);
     }
 
-    fn fetch(&mut self, id: TransferId, join: JoinTransfer) {
+    /// Ends a transfer that never began.
+    fn refuse(&mut self, id: TransferId, state: TransferState, why: &'static str) {
+        self.shared.board.set(id, update(&id, TransferState::Waiting));
+        let shared = self.shared.clone();
+        tokio::task::spawn_local(async move { shared.end(&id, state, why).await });
+    }
+
+    fn fetch(&mut self, id: TransferId, join: JoinTransfer, origin: Origin) {
         let (cancel, cancelled) = watch::channel(false);
         self.fetches.insert(id, Active { cancel });
         self.shared.board.set(id, update(&id, TransferState::Waiting));
         let (shared, ended) = (self.shared.clone(), self.ended.clone());
         tokio::task::spawn_local(async move {
-            let (state, error) = match fetch::run(&shared, id, join, cancelled).await {
-                Ok(()) => (TransferState::Done, String::new()),
-                Err(fetch::FetchEnd::Cancelled) => (TransferState::Cancelled, String::new()),
-                Err(fetch::FetchEnd::Failed(text)) => (TransferState::Failed, text),
+            let fetched = async {
+                if origin == Origin::Server {
+                    shared.keep_order(id, join.clone()).await?;
+                }
+                fetch::run(&shared, id, join, cancelled).await
             };
-            shared.end(&id, state, &error);
+            let (state, error) = match fetched.await {
+                Ok(()) => (TransferState::Done, String::new()),
+                Err(FetchEnd::Cancelled) => (TransferState::Cancelled, String::new()),
+                Err(FetchEnd::Failed(text)) => (TransferState::Failed, text),
+            };
+            shared.end(&id, state, &error).await;
             let _ = ended.send((id, true));
         });
     }
@@ -275,7 +304,7 @@ impl Transfers {
                 },
                 "order" if !dir.join(format!("{id}.end")).exists() => {
                     match records::read::<JoinTransfer>(&dir, &name) {
-                        Ok(Some(join)) => self.fetch(id, join),
+                        Ok(Some(join)) => self.fetch(id, join, Origin::Earlier),
                         _ => drop(std::fs::remove_file(entry.path())),
                     }
                 }
@@ -287,8 +316,26 @@ impl Transfers {
 }
 
 impl Shared {
+    /// Runs what may wait for a disk beside this thread, which goes on with other transfers. It is
+    /// never broken off: whoever awaits it has its outcome.
+    async fn on_disk<T: Send + 'static>(
+        &self,
+        step: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, JoinError> {
+        // The semaphore is never closed.
+        let _turn = self.disk_steps.acquire().await;
+        tokio::task::spawn_blocking(step).await
+    }
+
+    async fn keep_order(&self, id: TransferId, join: JoinTransfer) -> Result<(), FetchEnd> {
+        let dir = self.settings.dir.clone();
+        let kept = self.on_disk(move || records::write(&dir, &format!("{id}.order"), &join));
+        let failed = |error| FetchEnd::Failed(format!("the order cannot be kept: {error}"));
+        kept.await?.map_err(failed)
+    }
+
     /// Notes the end of a transfer, on disk before anybody hears of it.
-    fn end(&self, id: &TransferId, state: TransferState, error: &str) {
+    async fn end(&self, id: &TransferId, state: TransferState, error: &str) {
         let label = match state {
             TransferState::Done => "done",
             TransferState::Cancelled => "cancelled",
@@ -300,7 +347,9 @@ impl Shared {
         ended.state = state.into();
         ended.error = error.to_owned();
         ended.ended_ms = clock::wall_ms();
-        if let Err(error) = records::write(&self.settings.dir, &format!("{id}.end"), &ended) {
+        let (dir, name, record) = (self.settings.dir.clone(), format!("{id}.end"), ended.clone());
+        let written = self.on_disk(move || records::write(&dir, &name, &record)).await;
+        if let Ok(Err(error)) = written {
             tracing::error!(transfer = %id, %error, "the end of a transfer is not on disk");
         }
         self.board.set(*id, ended);

@@ -1,6 +1,12 @@
 //! The other end of an agent's channels: a real TLS server that enrols agents, keeps signal
 //! sessions, signs commands and seeds files, one thread per connection.
 
+#![allow(dead_code)] // Each test binary uses its part.
+
+pub mod data;
+pub mod files;
+pub mod slow_disk;
+
 use std::collections::HashMap;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -30,7 +36,7 @@ use skein_wire::token::JoinToken;
 
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-type Tls = StreamOwned<ServerConnection, TcpStream>;
+pub type Tls = StreamOwned<ServerConnection, TcpStream>;
 type Seed = ([u8; 16], Arc<HashedFile>, PathBuf);
 
 /// What connections share.
@@ -55,6 +61,8 @@ pub struct Shared {
     /// File channels are cut after about this many bytes, once per entry.
     pub cuts: Mutex<Vec<u64>>,
     outgoing: Mutex<Option<mpsc::Sender<Vec<u8>>>>,
+    /// The data channel; refused while it is closed.
+    pub data: data::Data,
 }
 
 pub struct Server {
@@ -124,6 +132,7 @@ impl Server {
             seeds: Mutex::default(),
             cuts: Mutex::default(),
             outgoing: Mutex::default(),
+            data: data::Data::default(),
         });
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -230,7 +239,8 @@ impl Shared {
         let (status, retry_after_ms) = match hello.kind {
             ChannelKind::Enrol => (HelloStatus::Ok, 0),
             _ if !authenticated => (HelloStatus::Unauthorised, 0),
-            ChannelKind::Data => (HelloStatus::RetryLater, 60_000),
+            ChannelKind::Data if self.data.is_open() => (HelloStatus::Ok, 0),
+            ChannelKind::Data => (HelloStatus::RetryLater, self.data.retry_ms()),
             ChannelKind::Signal => {
                 self.instances.lock().unwrap().push(hello.instance.0);
                 self.refuse.lock().unwrap().take().unwrap_or((HelloStatus::Ok, 0))
@@ -251,7 +261,7 @@ impl Shared {
             ChannelKind::Enrol => self.enrol(tls),
             ChannelKind::Signal => self.signal(tls),
             ChannelKind::File => self.file(tls),
-            ChannelKind::Data => {}
+            ChannelKind::Data => self.data.serve(tls),
         }
     }
 
