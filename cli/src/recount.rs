@@ -31,7 +31,8 @@ pub struct Seen {
 }
 
 impl Seen {
-    fn add(&mut self, sequence: u64) {
+    /// Takes one more line with this number.
+    pub fn add(&mut self, sequence: u64) {
         let (word, bit) = ((sequence / 64) as usize, 1u64 << (sequence % 64));
         if word >= self.bits.len() {
             self.bits.resize(word + 1, 0);
@@ -79,32 +80,41 @@ impl Recount {
         mut value: impl FnMut(&LaneKey, u64, &[u8]),
     ) -> Result<Self, CliError> {
         let mut recount = Self::default();
-        let mut current = None;
         for path in files_below(folder)? {
-            let cannot = |error| CliError::io(format!("cannot read {}", path.display()))(error);
-            let mut reader = BufReader::with_capacity(1 << 20, File::open(&path).map_err(cannot)?);
-            let mut line = Vec::new();
-            while reader.read_until(b'\n', &mut line).map_err(cannot)? > 0 {
-                // Space that was reserved beyond the end of the records is zeros.
-                if line.iter().all(|byte| *byte == 0) {
-                    line.clear();
-                    continue;
-                }
-                match parse(&line) {
-                    Some((agent, data_id, epoch, sequence, text)) => {
-                        let key = key_of(&mut current, agent, data_id, epoch);
-                        value(key, sequence, text);
-                        match recount.lanes.get_mut(key) {
-                            Some(seen) => seen.add(sequence),
-                            None => recount.lanes.entry(key.clone()).or_default().add(sequence),
-                        }
-                    }
-                    None => recount.malformed += 1,
-                }
-                line.clear();
-            }
+            recount.add_file(&path, &mut value)?;
         }
         Ok(recount)
+    }
+
+    /// Takes one more file, as [`Self::read`] takes each.
+    pub fn add_file(
+        &mut self,
+        path: &Path,
+        mut value: impl FnMut(&LaneKey, u64, &[u8]),
+    ) -> Result<(), CliError> {
+        let cannot = |error| CliError::io(format!("cannot read {}", path.display()))(error);
+        let mut reader = BufReader::with_capacity(1 << 20, File::open(path).map_err(cannot)?);
+        let (mut line, mut current) = (Vec::new(), None);
+        while reader.read_until(b'\n', &mut line).map_err(cannot)? > 0 {
+            // Space that was reserved beyond the end of the records is zeros.
+            if line.iter().all(|byte| *byte == 0) {
+                line.clear();
+                continue;
+            }
+            match parse(&line) {
+                Some((agent, data_id, epoch, sequence, text)) => {
+                    let key = key_of(&mut current, agent, data_id, epoch);
+                    value(key, sequence, text);
+                    match self.lanes.get_mut(key) {
+                        Some(seen) => seen.add(sequence),
+                        None => self.lanes.entry(key.clone()).or_default().add(sequence),
+                    }
+                }
+                None => self.malformed += 1,
+            }
+            line.clear();
+        }
+        Ok(())
     }
 
     /// Counts without looking at the values.
@@ -158,7 +168,7 @@ fn parse(line: &[u8]) -> Option<(&str, u32, u64, u64, &[u8])> {
 }
 
 /// Regular files below a folder, in order of path.
-fn files_below(folder: &Path) -> Result<Vec<PathBuf>, CliError> {
+pub fn files_below(folder: &Path) -> Result<Vec<PathBuf>, CliError> {
     let mut files = Vec::new();
     let mut folders = vec![folder.to_owned()];
     while let Some(folder) = folders.pop() {
