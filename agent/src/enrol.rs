@@ -24,7 +24,7 @@ use tokio_rustls::TlsConnector;
 
 use crate::identity::{Identity, IdentityError, fingerprint};
 use crate::link::LinkError;
-use crate::link::dialer::{greet, tcp, tls, within};
+use crate::link::dialer::{greet, read_ahead, tcp, tls, within};
 
 /// Control signs and stores before it answers; its disk may be slow.
 const ANSWER_TIME: Duration = Duration::from_secs(30);
@@ -109,7 +109,8 @@ async fn ask(
 ) -> Result<EnrolReply, EnrolError> {
     let mut instance = Instance([0; 16]);
     crate::clock::random(&mut instance.0);
-    let mut io = tls(connector, tcp(server).await?, server).await?;
+    let stream = read_ahead(ChannelKind::Enrol, tcp(server).await?);
+    let mut io = tls(connector, stream, server).await?;
     let ack = greet(&mut io, &Hello::new(ChannelKind::Enrol, instance), server).await?;
     if ack.status != HelloStatus::Ok {
         let (status, retry_after_ms) = (ack.status, ack.retry_after_ms);

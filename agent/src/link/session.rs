@@ -19,9 +19,8 @@ use skein_wire::signal::v1::{
     RenewRequest, ServerMessage, agent_message::Kind, server_message,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
-use tokio::net::TcpStream;
-use tokio_rustls::client::TlsStream;
 
+use super::dialer::ChannelIo;
 use super::{Dialer, LinkStream, Outbox, Priority, Redial, renewal};
 use crate::clock;
 use crate::config::Config;
@@ -152,7 +151,7 @@ impl SignalLink {
 
     // ------------------------------------------------------------------ the writer
 
-    async fn write(&self, mut writer: WriteHalf<TlsStream<TcpStream>>) -> Result<(), SessionEnd> {
+    async fn write(&self, mut writer: WriteHalf<ChannelIo>) -> Result<(), SessionEnd> {
         let mut buffer = Vec::new();
         loop {
             let mut message = Some(self.outbox.next().await);
@@ -171,7 +170,7 @@ impl SignalLink {
 
     async fn read(
         &self,
-        mut reader: ReadHalf<TlsStream<TcpStream>>,
+        mut reader: ReadHalf<ChannelIo>,
         beats: &Mutex<Beats>,
     ) -> Result<(), SessionEnd> {
         let decoder = FrameDecoder::new(SIGNAL_MESSAGE_BYTES_MAX);
