@@ -234,8 +234,11 @@ fn an_abandoned_file_leaves_nothing() {
 #[test]
 fn leftovers_of_a_cancelled_transfer_are_discarded() {
     let fixture = fixture(100_000);
-    drop(fixture.open().unwrap());
+    let part = fixture.open().unwrap();
     let dir = TargetDir::open(&fixture.path("target"), false).unwrap();
+    let busy = PartialFile::discard(&dir, &TRANSFER, &fixture.path("state"));
+    assert!(matches!(busy, Err(FileError::Busy { .. })), "its writer is alive");
+    drop(part);
     for _ in 0..2 {
         PartialFile::discard(&dir, &TRANSFER, &fixture.path("state")).unwrap();
         assert_eq!(names(&fixture.path("target")), [""; 0]);

@@ -157,13 +157,20 @@ impl PartialFile {
         Ok(FileStamp::of(&file.metadata().on("look at", path)?))
     }
 
-    /// Removes what an earlier run left of `transfer` in `dir` and `state_dir`, if anything.
+    /// Removes what an earlier run left of `transfer` in `dir` and `state_dir`, if anything. A file
+    /// that somebody still writes is left alone.
     pub fn discard(
         dir: &TargetDir,
         transfer: &TransferId,
         state_dir: &Path,
     ) -> Result<(), FileError> {
-        remove_temporary(dir, &temporary_name(transfer))?;
+        let temporary = temporary_name(transfer);
+        let flags = libc::O_RDONLY | libc::O_NOFOLLOW | libc::O_NONBLOCK;
+        let _lock = match sys::open_at(dir.as_fd(), &temporary, flags, 0) {
+            Ok(fd) => Some(lock(File::from(fd), &dir.entry(&temporary))?),
+            Err(_) => None, // nothing, or nothing that a writer of ours has open
+        };
+        remove_temporary(dir, &temporary)?;
         let path = StateFile::path_in(state_dir, transfer);
         absent(fs::remove_file(&path)).on("remove", &path)
     }
@@ -232,12 +239,17 @@ fn open_temporary(dir: &TargetDir, name: &[u8], path: &Path) -> Result<(File, bo
     if metadata.uid() != sys::effective_uid() || metadata.nlink() != 1 {
         return Err(foreign("it belongs to somebody else or has a second name"));
     }
+    Ok((lock(file, path)?, is_new))
+}
+
+/// Makes this the only writer of `file`.
+fn lock(file: File, path: &Path) -> Result<File, FileError> {
     match sys::try_lock(&file) {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
             Err(FileError::Busy { path: path.to_path_buf() })
         }
         // File systems without locks are no reason to fail.
-        _ => Ok((file, is_new)),
+        _ => Ok(file),
     }
 }
 
