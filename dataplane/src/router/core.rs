@@ -12,7 +12,7 @@ use skein_wire::data::{Ack, Hold, HoldReason, ServerFrame};
 use skein_wire::fleet::v1 as fleet;
 use skein_wire::ids::DataId;
 
-use crate::sinks::block::{BLOCK_BYTES, Pool};
+use crate::sinks::block::Pool;
 use crate::sinks::disk::{DiskDone, DiskOp};
 use crate::sinks::format::Formatter;
 use crate::sinks::recover::{LeftFile, WorkerStart};
@@ -171,16 +171,11 @@ impl RouterCore {
         self.outstanding = self.outstanding.saturating_sub(1);
         match done {
             DiskDone::Opened(file, result) => self.on_opened(file, result),
-            DiskDone::Written(file, Ok(block)) => {
-                let _ = file;
+            DiskDone::Written(file, block, result) => {
                 self.pool.give(block);
-            }
-            DiskDone::Written(file, Err((block, error))) => {
-                match block {
-                    Some(block) => self.pool.give(block),
-                    None => self.pool.forget(BLOCK_BYTES),
+                if let Err(error) = result {
+                    self.on_file_error(file, &error);
                 }
-                self.on_file_error(file, &error);
             }
             DiskDone::Synced(file, result) => self.on_synced(file, result),
             DiskDone::Truncated(file, result) => self.on_truncated(file, result),

@@ -13,13 +13,16 @@
 //! stored; after a crash files are cut to their checkpoints, so nothing acknowledged is lost and
 //! nothing is repeated.
 
+mod calls;
 mod core;
+mod executor;
 mod files;
 mod flush;
 mod ingest;
 mod lanes;
 mod meter;
 mod queue;
+mod shell;
 mod streams;
 mod table;
 mod tap;

@@ -190,14 +190,15 @@ impl QueueReceiver {
         Some(message)
     }
 
-    /// Waits for a message at most this long.
-    pub fn next_timeout(
-        &self,
-        wait: std::time::Duration,
-    ) -> Result<ToRouter, flume::RecvTimeoutError> {
-        let message = self.receiver.recv_timeout(wait)?;
-        self.depth.remove(&message);
-        Ok(message)
+    /// Adds the next message to what `selector` waits for; `None` after the last sender is gone.
+    pub fn select<'a, T>(
+        &'a self,
+        selector: flume::Selector<'a, T>,
+        mut map: impl FnMut(Option<ToRouter>) -> T + 'a,
+    ) -> flume::Selector<'a, T> {
+        selector.recv(&self.receiver, move |received| {
+            map(received.ok().inspect(|message| self.depth.remove(message)))
+        })
     }
 }
 

@@ -14,7 +14,7 @@
 
 use std::collections::VecDeque;
 
-use glommio::io::DmaBuffer;
+use aligned_vec::{AVec, ConstAlign};
 
 use super::format::Out;
 
@@ -27,8 +27,9 @@ pub const BLOCK_BYTES: usize = 1 << 20;
 /// Bytes of the first block after a flush, so that a thousand quiet files cost 64 MiB, not 1 GiB.
 pub const FIRST_BLOCK_BYTES: usize = 64 << 10;
 
-/// Blocks of each size that the pool keeps when they are free: 8 MiB and 2 MiB.
-const KEPT_BLOCKS: usize = 8;
+/// Blocks of each size that the pool keeps when they are free: 16 MiB, as much as a flush of a busy
+/// worker has, and 2 MiB.
+const KEPT_BLOCKS: usize = 16;
 const KEPT_FIRST_BLOCKS: usize = 32;
 
 const _: () = assert!(FIRST_BLOCK_BYTES.is_multiple_of(ALIGN) && BLOCK_BYTES > FIRST_BLOCK_BYTES);
@@ -36,18 +37,20 @@ const _: () = assert!(FIRST_BLOCK_BYTES.is_multiple_of(ALIGN) && BLOCK_BYTES > F
 /// Aligned memory and how much of it is content.
 #[derive(Debug)]
 pub struct Block {
-    buffer: DmaBuffer,
+    buffer: AVec<u8, ConstAlign<ALIGN>>,
     filled: usize,
 }
 
 impl Block {
     fn new(capacity: usize) -> Self {
-        Self { buffer: glommio::allocate_dma_buffer_global(capacity), filled: 0 }
+        let mut buffer = AVec::with_capacity(ALIGN, capacity);
+        buffer.resize(capacity, 0);
+        Self { buffer, filled: 0 }
     }
 
     /// The content.
     pub fn bytes(&self) -> &[u8] {
-        &self.buffer.as_bytes()[..self.filled]
+        &self.buffer[..self.filled]
     }
 
     /// Whether nothing more fits.
@@ -55,18 +58,8 @@ impl Block {
         self.filled == self.buffer.len()
     }
 
-    /// The memory, for a driver that owns it while the kernel reads it.
-    pub fn into_buffer(self) -> (DmaBuffer, usize) {
-        (self.buffer, self.filled)
-    }
-
-    /// The way back from [`Block::into_buffer`].
-    pub fn from_buffer(buffer: DmaBuffer, filled: usize) -> Self {
-        Self { filled: filled.min(buffer.len()), buffer }
-    }
-
     fn room(&mut self) -> &mut [u8] {
-        &mut self.buffer.as_bytes_mut()[self.filled..]
+        &mut self.buffer[self.filled..]
     }
 
     fn append(&mut self, bytes: &[u8]) {
@@ -113,11 +106,6 @@ impl Pool {
         if free.len() < kept {
             free.push(block);
         }
-    }
-
-    /// A block that a driver could not bring back.
-    pub fn forget(&mut self, bytes: usize) {
-        self.lent_bytes = self.lent_bytes.saturating_sub(bytes);
     }
 }
 

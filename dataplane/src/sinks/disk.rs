@@ -123,8 +123,8 @@ pub enum DiskOp {
 pub enum DiskDone {
     /// Of [`DiskOp::Open`].
     Opened(FileId, io::Result<Opened>),
-    /// Of [`DiskOp::Write`]; the block comes back unless the driver lost it.
-    Written(FileId, Result<Block, (Option<Block>, io::Error)>),
+    /// Of [`DiskOp::Write`]; the block comes back.
+    Written(FileId, Block, io::Result<()>),
     /// Of [`DiskOp::Sync`].
     Synced(FileId, io::Result<()>),
     /// Of [`DiskOp::Truncate`]: the tail.

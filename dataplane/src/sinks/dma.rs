@@ -14,7 +14,7 @@ use std::rc::Rc;
 
 use glommio::io::{BufferedFile, DmaFile, OpenOptions};
 
-use super::block::{ALIGN, Block, Write};
+use super::block::{ALIGN, Write};
 use super::disk::{DiskDone, DiskOp, FileId, not_open};
 use super::place;
 use super::plain::{self, DIRECT_BYTES_MIN, LogFile, allocate_until};
@@ -118,13 +118,11 @@ impl Inner {
             }
             DiskOp::Write { file, write } => {
                 let open = self.files.borrow().get(&file).cloned();
-                DiskDone::Written(
-                    file,
-                    match open {
-                        Some(open) => open.write(write).await,
-                        None => Err((Some(write.block), not_open())),
-                    },
-                )
+                let result = match open {
+                    Some(open) => open.write(&write).await,
+                    None => Err(not_open()),
+                };
+                DiskDone::Written(file, write.block, result)
             }
             DiskOp::Sync { file, durable } => {
                 let result = match self.get(file) {
@@ -210,48 +208,32 @@ impl Inner {
 }
 
 impl OpenFile {
-    async fn write(&self, write: Write) -> Result<Block, (Option<Block>, io::Error)> {
+    async fn write(&self, write: &Write) -> io::Result<()> {
         if self.torn.get() {
-            return Err((Some(write.block), plain::torn()));
+            return Err(plain::torn());
         }
         let result = self.try_write(write).await;
         self.torn.set(result.is_err());
         result
     }
 
-    async fn try_write(&self, write: Write) -> Result<Block, (Option<Block>, io::Error)> {
+    async fn try_write(&self, write: &Write) -> io::Result<()> {
         let content = write.block.bytes();
         let whole = content.len() - content.len() % ALIGN;
-        let direct = self.direct.as_ref().filter(|_| whole >= DIRECT_BYTES_MIN);
-        let Some(direct) = direct else {
-            let from = write.from;
-            let result = self.write_cached(content[from..].to_vec(), write.offset + from as u64);
-            return match result.await {
-                Ok(()) => Ok(write.block),
-                Err(error) => Err((Some(write.block), error)),
-            };
-        };
-        if let Some(until) = allocate_until(self.allocated.get(), write.offset + whole as u64) {
-            // Without room for the step the write itself may still fit, or says what is wrong.
-            let start = self.allocated.get().max(write.offset);
-            let _ = plain::allocate(&self.handle, start, until - start);
-            self.allocated.set(until);
+        let mut from = write.from;
+        if let Some(direct) = self.direct.as_ref().filter(|_| whole >= DIRECT_BYTES_MIN) {
+            if let Some(until) = allocate_until(self.allocated.get(), write.offset + whole as u64) {
+                // Without room for the step the write itself may still fit, or says what is wrong.
+                let start = self.allocated.get().max(write.offset);
+                let _ = plain::allocate(&self.handle, start, until - start);
+                self.allocated.set(until);
+            }
+            let mut pages = glommio::allocate_dma_buffer(whole);
+            pages.as_bytes_mut().copy_from_slice(&content[..whole]);
+            exact(direct.write_at(pages, write.offset).await, whole)?;
+            from = whole;
         }
-        if whole == content.len() && write.block.is_full() {
-            return write_whole(direct, write).await;
-        }
-        let mut pages = glommio::allocate_dma_buffer(whole);
-        pages.as_bytes_mut().copy_from_slice(&content[..whole]);
-        let direct_part = direct.write_at(pages, write.offset).await;
-        let rest = content[whole..].to_vec();
-        let result = match exact(direct_part, whole) {
-            Ok(()) => self.write_cached(rest, write.offset + whole as u64).await,
-            Err(error) => Err(error),
-        };
-        match result {
-            Ok(()) => Ok(write.block),
-            Err(error) => Err((Some(write.block), error)),
-        }
+        self.write_cached(content[from..].to_vec(), write.offset + from as u64).await
     }
 
     async fn write_cached(&self, bytes: Vec<u8>, offset: u64) -> io::Result<()> {
@@ -268,19 +250,6 @@ impl OpenFile {
             let _ = direct.close().await;
         }
         let _ = self.buffered.close().await;
-    }
-}
-
-/// Writes a full block without copying it.
-async fn write_whole(direct: &DmaFile, write: Write) -> Result<Block, (Option<Block>, io::Error)> {
-    let (buffer, filled) = write.block.into_buffer();
-    let shared = Rc::new(buffer);
-    let result = exact(direct.write_rc_at(shared.clone(), write.offset).await, filled);
-    let block = Rc::try_unwrap(shared).ok().map(|buffer| Block::from_buffer(buffer, filled));
-    match (result, block) {
-        (Ok(()), Some(block)) => Ok(block),
-        (Ok(()), None) => Err((None, io::Error::other("a finished write kept its buffer"))),
-        (Err(error), block) => Err((block, error)),
     }
 }
 

@@ -209,14 +209,7 @@ impl PlainDisk {
                     Some(open) => open.write(&write),
                     None => Err(not_open()),
                 };
-                let block = write.block;
-                DiskDone::Written(
-                    file,
-                    match result {
-                        Ok(()) => Ok(block),
-                        Err(error) => Err((Some(block), error)),
-                    },
-                )
+                DiskDone::Written(file, write.block, result)
             }
             DiskOp::Sync { file, durable } => {
                 let sync = |open: &mut PlainFile| match durable {

@@ -161,14 +161,7 @@ impl MemDisk {
                 if result.is_err() {
                     self.torn.insert(file);
                 }
-                let block = write.block;
-                DiskDone::Written(
-                    file,
-                    match result {
-                        Ok(()) => Ok(block),
-                        Err(error) => Err((Some(block), error)),
-                    },
-                )
+                DiskDone::Written(file, write.block, result)
             }
             DiskOp::Sync { file, .. } => {
                 let fails = faults.sync || self.torn.contains(&file);
