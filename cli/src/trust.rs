@@ -58,9 +58,14 @@ impl Trust {
             rustls::Error::InvalidCertificate(Bad::UnknownIssuer | Bad::BadSignature) => {
                 format!("{}.\n  {UNKNOWN_REMEDY}", self.unknown())
             }
-            rustls::Error::InvalidCertificate(
-                bad @ (Bad::NotValidForName | Bad::NotValidForNameContext { .. }),
-            ) => format!("{bad}.\n  {NAME_REMEDY}"),
+            rustls::Error::InvalidCertificate(Bad::NotValidForNameContext {
+                expected,
+                presented,
+            }) => {
+                let names: Vec<&str> = presented.iter().map(|name| bare(name)).collect();
+                let (asked, names) = (expected.to_str(), names.join(", "));
+                format!("its certificate is not for {asked} but for {names}.\n  {NAME_REMEDY}")
+            }
             rustls::Error::InvalidCertificate(
                 bad @ (Bad::Expired | Bad::ExpiredContext { .. }),
             ) => {
@@ -89,6 +94,12 @@ impl Trust {
 const UNKNOWN_REMEDY: &str = "\
 A Skein server's own authority is DIR/control/ca.crt there: copy that file here and name it by --ca \
 FILE or SKEIN_CA.";
+
+/// `DnsName("x")` and `IpAddress(y)`, as a certificate's names are reported, without the wrapping.
+fn bare(name: &str) -> &str {
+    let inner = name.split_once('(').map_or(name, |(_, rest)| rest.trim_end_matches(')'));
+    inner.trim_matches('"')
+}
 
 const NAME_REMEDY: &str = "\
 Use a name that it has, or add this one to control.api_names in the server's server.toml.";
@@ -126,6 +137,12 @@ mod tests {
         std::fs::write(&path, "nothing").unwrap();
         let error = Trust::of_file(&path).tls().unwrap_err().to_string();
         assert!(error.contains("holds no certificate"), "{error}");
+    }
+
+    #[test]
+    fn names_of_certificates_are_shown_bare() {
+        let names = ["DnsName(\"localhost\")", "IpAddress(127.0.0.1)", "other"];
+        assert_eq!(names.map(bare), ["localhost", "127.0.0.1", "other"]);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! docs/configuration.md names every key of agent.toml with its default.
+//! docs/configuration.md names every key of agent.toml and server.toml with its default.
 
 #![allow(clippy::unwrap_used)]
 
@@ -15,11 +15,10 @@ fn leaves(prefix: &str, table: &toml::Table, found: &mut Vec<(String, String)>) 
     }
 }
 
-#[test]
-fn every_key_of_the_agent_is_documented_with_its_default() {
+/// Keys without a default do not occur in `defaults` and are not checked.
+fn assert_documented(defaults: toml::Table) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/configuration.md");
     let text = std::fs::read_to_string(path).unwrap();
-    let defaults = toml::Table::try_from(skein_agent::config::Config::default()).unwrap();
     let mut keys = Vec::new();
     leaves("", &defaults, &mut keys);
     let mut wrong = Vec::new();
@@ -32,4 +31,23 @@ fn every_key_of_the_agent_is_documented_with_its_default() {
         }
     }
     assert!(wrong.is_empty(), "missing or wrong in docs/configuration.md:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn every_key_of_the_agent_is_documented_with_its_default() {
+    assert_documented(toml::Table::try_from(skein_agent::config::Config::default()).unwrap());
+}
+
+#[test]
+fn every_key_of_the_server_is_documented_with_its_default() {
+    assert_documented(toml::Table::try_from(skein_cli::server::ServerConfig::default()).unwrap());
+}
+
+#[test]
+fn every_variable_of_the_operator_is_documented() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/configuration.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    for variable in skein_cli::connection::VARIABLES {
+        assert!(text.contains(&format!("| `{variable}` |")), "{variable} is not documented");
+    }
 }

@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use skein_controlplane::api::{ApiTls, CertificateFiles, ListenError};
 
 use super::ListenArgs;
@@ -14,7 +14,7 @@ use crate::error::CliError;
 const CONFIG_BYTES_MAX: u64 = 256 << 10;
 
 /// The whole file, with the command line's flags applied.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ServerConfig {
     /// Name of this node, in file names of sinks and in the fleet's view.
@@ -32,7 +32,7 @@ pub struct ServerConfig {
 }
 
 /// Where the server listens.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ListenConfig {
     /// Agents' signal and enrol channels.
@@ -48,8 +48,8 @@ pub struct ListenConfig {
 }
 
 /// An address or "off".
-#[derive(Clone, Copy, Debug, Eq, PartialEq, Deserialize)]
-#[serde(try_from = "String")]
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Deserialize, Serialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct MetricsAddress(pub Option<SocketAddr>);
 
 impl TryFrom<String> for MetricsAddress {
@@ -66,8 +66,14 @@ impl TryFrom<String> for MetricsAddress {
     }
 }
 
+impl From<MetricsAddress> for String {
+    fn from(address: MetricsAddress) -> Self {
+        address.0.map_or_else(|| "off".to_owned(), |address| address.to_string())
+    }
+}
+
 /// Section `[data]`.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DataSection {
     /// Shards; 0: one per core.
@@ -81,7 +87,7 @@ pub struct DataSection {
 }
 
 /// How sink files are written.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Disk {
     /// glommio where the kernel permits it, else plain files.
@@ -94,7 +100,7 @@ pub enum Disk {
 }
 
 /// Section `[control]`.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ControlSection {
     /// Uploaded files that the cache may hold together.
