@@ -2,6 +2,7 @@
 //! server", "not the right server", "wrong token" and "the server says no", because the remedies
 //! differ.
 
+use std::collections::BTreeMap;
 use std::io::{BufReader, Read};
 use std::time::{Duration, Instant};
 
@@ -237,8 +238,10 @@ impl Client {
         let reply: Option<ErrorReply> =
             body.ok().and_then(|body| serde_json::from_slice(&body).ok());
         Err(match (status.as_u16(), reply) {
-            (401 | 403, Some(reply)) => CliError::Unauthorised(reply.error.message),
-            (401 | 403, None) => CliError::Unauthorised("the token is not accepted".into()),
+            (401 | 403, _) => CliError::Unauthorised(format!(
+                "the server at {} does not accept this admin token",
+                self.connection.api
+            )),
             (_, Some(reply)) if reply.error.code == TLS_REQUIRED => {
                 self.untrusted(format!("{}: use https://", reply.error.message))
             }
@@ -287,7 +290,14 @@ pub fn word<T: Serialize>(state: &T) -> String {
     }
 }
 
-/// A host of a task as people name it.
-pub fn host_name(host: &TaskHost) -> String {
-    if host.hostname.is_empty() { host.agent_id.clone() } else { host.hostname.clone() }
+/// The hosts of a task as people name them: by host name where that is one host's alone.
+pub fn host_names<'a>(task: &'a TaskDetail) -> impl Fn(&TaskHost) -> String + 'a {
+    let mut agents = BTreeMap::new();
+    for host in &task.hosts {
+        *agents.entry(host.hostname.as_str()).or_insert(0) += 1;
+    }
+    move |host| match agents.get(host.hostname.as_str()) {
+        Some(1) if !host.hostname.is_empty() => host.hostname.clone(),
+        _ => host.agent_id.clone(),
+    }
 }

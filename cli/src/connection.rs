@@ -42,6 +42,7 @@ pub struct ConnectionArgs {
         long,
         global = true,
         env = "SKEIN_CA",
+        hide_short_help = true,
         hide_env_values = true,
         value_name = "FILE",
         value_hint = ValueHint::FilePath,
@@ -53,6 +54,7 @@ pub struct ConnectionArgs {
         long,
         global = true,
         env = "SKEIN_TOKEN",
+        hide_short_help = true,
         hide_env_values = true,
         value_name = "TOKEN",
         help_heading = "Connection"
@@ -63,6 +65,7 @@ pub struct ConnectionArgs {
         long,
         global = true,
         env = "SKEIN_TOKEN_FILE",
+        hide_short_help = true,
         hide_env_values = true,
         value_name = "FILE",
         value_hint = ValueHint::FilePath,

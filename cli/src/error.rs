@@ -48,8 +48,8 @@ pub enum CliError {
     },
     /// No token, or a wrong one.
     #[error(
-        "{0}\n  The server keeps its first admin token in DIR/control/admin.token; give it by \
-         --token-file, SKEIN_TOKEN or --data-dir DIR."
+        "{0}\n  Give one by --data-dir DIR (the folder of a server on this machine), --token-file or \
+         SKEIN_TOKEN; the server's first is in DIR/control/admin.token."
     )]
     Unauthorised(String),
     /// The server understood and said no.

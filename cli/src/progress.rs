@@ -83,7 +83,8 @@ impl Progress {
 
 fn bar(title: &str, total: u64, in_bytes: bool) -> ProgressBar {
     let amounts = if in_bytes { "{decimal_bytes}/{decimal_total_bytes}" } else { "{pos}/{len}" };
-    let template = format!("{{prefix}} [{{bar:32}}] {amounts} {{msg}}");
+    // The note is cut at the edge of the terminal: a line that wraps cannot be drawn over.
+    let template = format!("{{prefix}} [{{bar:24}}] {amounts} {{wide_msg}}");
     let style = ProgressStyle::with_template(&template)
         .unwrap_or_else(|_| ProgressStyle::default_bar())
         .progress_chars("=> ");

@@ -36,6 +36,13 @@ pub fn parse_mode(text: &str) -> Result<u32, String> {
     }
 }
 
+/// Parses the number of a data id.
+pub fn parse_data_id(text: &str) -> Result<u32, String> {
+    text.parse().map_err(|_| {
+        format!("\"{text}\" is no data id: a number from 0 to {}, as in 1001", u32::MAX)
+    })
+}
+
 fn split(text: &str) -> (&str, &str) {
     let text = text.trim();
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
@@ -63,6 +70,15 @@ pub fn bytes(count: u64) -> String {
     }
 }
 
+/// A size as somebody chose it, in powers of 1024 where it is a whole number of them: `1 GiB`.
+pub fn size(count: u64) -> String {
+    let whole = |shift: u32| count > 0 && count.is_multiple_of(1 << shift);
+    match [(30, "GiB"), (20, "MiB"), (10, "KiB")].into_iter().find(|(shift, _)| whole(*shift)) {
+        Some((shift, unit)) => format!("{} {unit}", count >> shift),
+        None => bytes(count),
+    }
+}
+
 /// `1,234,567`.
 pub fn count(number: u64) -> String {
     let digits = number.to_string();
@@ -81,9 +97,9 @@ pub fn duration(ms: u64) -> String {
     match ms {
         0..1000 => format!("{ms} ms"),
         1000..100_000 => format!("{:.1} s", ms as f64 / 1e3),
-        100_000..6_000_000 => format!("{} min", ms / 60_000),
-        6_000_000..172_800_000 => format!("{} h", ms / 3_600_000),
-        _ => format!("{} d", ms / 86_400_000),
+        100_000..6_000_000 => format!("{} min", (ms + 30_000) / 60_000),
+        6_000_000..172_800_000 => format!("{} h", (ms + 1_800_000) / 3_600_000),
+        _ => format!("{} d", ms.saturating_add(43_200_000) / 86_400_000),
     }
 }
 
@@ -127,6 +143,11 @@ mod tests {
         assert_eq!([bytes(12_340_000_000), bytes(999_999)], ["12 GB", "1.0 MB"]);
         assert_eq!([count(0), count(999), count(1_234_567)], ["0", "999", "1,234,567"]);
         assert_eq!([duration(3_210), duration(720_000)], ["3.2 s", "12 min"]);
+        assert_eq!(
+            [duration(3_599_900), duration(364 * 86_400_000 + 86_399_000)],
+            ["60 min", "365 d"]
+        );
+        assert_eq!([size(1 << 30), size(1536 << 10), size(1000)], ["1 GiB", "1536 KiB", "1.0 kB"]);
         assert_eq!(ago(5_000, 2_000), "3.0 s ago");
     }
 }

@@ -85,6 +85,14 @@ pub fn json<T: Serialize>(value: &T) -> Result<(), CliError> {
     line(&text)
 }
 
+/// Says what is gone.
+pub fn removed(names: &[String], as_json: bool) -> Result<(), CliError> {
+    if as_json {
+        return json(&serde_json::json!({ "removed": names }));
+    }
+    line(&format!("removed {}", names.join(", ")))
+}
+
 /// At most `limit` names in one cell, then how many more.
 pub fn names(names: &[String], limit: usize) -> String {
     let shown = names.iter().take(limit).cloned().collect::<Vec<_>>().join(", ");

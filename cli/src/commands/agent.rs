@@ -69,6 +69,7 @@ pub fn run(args: &AgentArgs, context: &Context) -> Outcome {
             for agent in agents {
                 let _: Empty = context.client.delete(&format!("/agents/{}", segment(agent)?))?;
             }
+            show::removed(agents, context.json)?;
             Ok(EXIT_OK)
         }
     }
@@ -92,6 +93,8 @@ fn label(context: &Context, selector: &str, labels: &[String]) -> Outcome {
     let reply: LabelsReply = context.client.post("/agents/labels", &request)?;
     if context.json {
         show::json(&reply)?;
+    } else if reply.matched == 0 {
+        eprintln!("no host matches \"{selector}\"");
     } else {
         show::line(&format!(
             "{} of {} changed",
@@ -111,6 +114,8 @@ fn ping(context: &Context, selector: &str, bytes: u32, timeout_ms: u64) -> Outco
     let reply: PingReply = context.client.post("/agents/ping", &request)?;
     if context.json {
         show::json(&reply)?;
+    } else if reply.matched == 0 {
+        eprintln!("no host matches \"{selector}\"");
     } else {
         show::line(&format!(
             "{} of {} answered; median {} us, p99 {} us, max {} us",

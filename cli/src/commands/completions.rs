@@ -8,8 +8,15 @@ use crate::args::Cli;
 use crate::error::EXIT_OK;
 use crate::show;
 
+const WHERE: &str = "\
+Where they belong:
+  bash  skein completions bash > /etc/bash_completion.d/skein
+  zsh   skein completions zsh > \"${fpath[1]}/_skein\"
+  fish  skein completions fish > ~/.config/fish/completions/skein.fish";
+
 /// Flags of `completions`.
 #[derive(Args, Debug)]
+#[command(after_help = WHERE)]
 pub struct CompletionsArgs {
     /// Which shell
     shell: Shell,

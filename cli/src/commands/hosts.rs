@@ -3,7 +3,7 @@
 use clap::Args;
 use skein_controlplane::api::types::{Agent, AgentState};
 
-use super::{Context, Outcome};
+use super::{Context, Outcome, selector};
 use crate::client::word;
 use crate::error::{EXIT_OK, EXIT_PARTIAL};
 use crate::quantity;
@@ -27,7 +27,8 @@ pub struct HostsArgs {
 
 /// Lists them.
 pub fn run(args: &HostsArgs, context: &Context) -> Outcome {
-    let agents = context.client.agents(args.selector.as_deref().unwrap_or_default())?;
+    let selector = args.selector.as_deref().map(selector).transpose()?;
+    let agents = context.client.agents(selector.unwrap_or_default())?;
     let online = agents.iter().filter(|agent| agent.state == AgentState::Online).count();
     if context.json {
         show::json(&agents)?;
@@ -35,7 +36,10 @@ pub fn run(args: &HostsArgs, context: &Context) -> Outcome {
         let ids: String = agents.iter().map(|agent| format!("{}\n", agent.agent_id)).collect();
         show::text(&ids)?;
     } else {
-        table(&agents, args.wide).print("no host matches")?;
+        table(&agents, args.wide).print(match selector {
+            Some(_) => "no host matches",
+            None => "no hosts yet: `skein token create` prints what to type on one",
+        })?;
         if !agents.is_empty() {
             eprintln!("{} of {} online", online, show::plural(agents.len() as u64, "host"));
         }

@@ -1,11 +1,11 @@
 //! `skein lanes`: what is stored, waiting, held and dropped, per agent and data id.
 
 use clap::Args;
-use skein_controlplane::api::types::LaneList;
+use skein_controlplane::api::types::{Lane, LaneList};
 
-use super::{Context, Outcome};
+use super::{Context, Outcome, selector};
 use crate::error::EXIT_OK;
-use crate::quantity;
+use crate::quantity::{self, parse_data_id};
 use crate::show::{self, Table};
 
 /// Flags of `lanes`.
@@ -15,7 +15,7 @@ pub struct LanesArgs {
     #[arg(long, value_name = "SELECTOR")]
     on: Option<String>,
     /// Only this data id
-    #[arg(long)]
+    #[arg(long, value_parser = parse_data_id)]
     data_id: Option<u32>,
     /// Only lanes that do not flow
     #[arg(long)]
@@ -25,7 +25,8 @@ pub struct LanesArgs {
 /// Lists them.
 pub fn run(args: &LanesArgs, context: &Context) -> Outcome {
     let mut query = Vec::new();
-    query.extend(args.on.clone().map(|selector| ("selector", selector)));
+    let hosts = args.on.as_deref().map(selector).transpose()?;
+    query.extend(hosts.map(|hosts| ("selector", hosts.to_owned())));
     query.extend(args.data_id.map(|id| ("data_id", id.to_string())));
     query.extend(args.held.then(|| ("held", "true".to_owned())));
     let list: LaneList = context.client.get("/lanes", &query)?;
@@ -49,7 +50,14 @@ pub fn run(args: &LanesArgs, context: &Context) -> Outcome {
             if lane.held.is_empty() { "flows".into() } else { format!("held: {}", lane.held) },
         ]);
     }
-    table.print("no lanes yet: agents open one when they have records of a data id")?;
+    table.print(match query.is_empty() {
+        true => "no lanes yet: agents open one when they have records of a data id",
+        false => "no lane matches",
+    })?;
+    let homeless = |lane: &&Lane| lane.held == "unknown_data_id";
+    if let Some(lane) = list.lanes.iter().find(homeless) {
+        eprintln!("no route for {0}: `skein route add STREAM --data-id {0}`", lane.data_id);
+    }
     let shown = list.lanes.len() as u64;
     if shown < list.total {
         eprintln!("{} of {} shown", quantity::count(shown), show::plural(list.total, "lane"));

@@ -63,6 +63,14 @@ pub fn dispatch(cli: Cli) -> Outcome {
     }
 }
 
+/// An empty selector is what a variable of the shell leaves that was not set; it never means all.
+pub fn selector(text: &str) -> Result<&str, CliError> {
+    match text.trim() {
+        "" => Err(CliError::Usage("the selector is empty; write `all` for all hosts".into())),
+        text => Ok(text),
+    }
+}
+
 /// Ids, names and selectors that become part of a path must not change its shape.
 pub fn segment(text: &str) -> Result<&str, CliError> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._:-".contains(&byte);

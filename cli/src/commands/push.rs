@@ -6,9 +6,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueHint};
 use skein_controlplane::api::types::{
-    Transfer, TransferDetail, TransferPhase, TransferRequest, TransferSource,
+    AgentList, Transfer, TransferDetail, TransferHost, TransferPhase, TransferRequest,
+    TransferSource,
 };
 
 use super::{Context, Outcome};
@@ -21,11 +22,20 @@ use crate::show::{self, Table};
 /// Time between two looks at a running transfer.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
+/// How `push` is written.
+const USAGE: &str = "skein push [OPTIONS] <FILE> --to <SELECTOR:DIR>
+       skein push [OPTIONS] --from <AGENT:PATH> --to <SELECTOR:DIR>";
+
 /// Flags of `push`.
 #[derive(Args, Debug)]
+#[command(override_usage = USAGE)]
 pub struct PushArgs {
     /// A file of this machine
-    #[arg(required_unless_present = "from", conflicts_with = "from")]
+    #[arg(
+        required_unless_present = "from",
+        conflicts_with = "from",
+        value_hint = ValueHint::FilePath
+    )]
     file: Option<PathBuf>,
     /// A file of a host instead: AGENT:/path
     #[arg(long, value_name = "AGENT:PATH")]
@@ -63,7 +73,10 @@ pub struct PushArgs {
 pub fn run(args: &PushArgs, context: &Context) -> Outcome {
     let (targets, directory) = split_place(&args.to, "--to SELECTOR:/folder")?;
     let source = match (&args.file, &args.from) {
-        (Some(file), _) => upload(file, context)?,
+        (Some(file), _) => {
+            somebody(targets, context)?;
+            upload(file, context)?
+        }
         (None, Some(from)) => {
             let (agent, path) = split_place(from, "--from AGENT:/path")?;
             TransferSource::Agent { agent: agent.to_owned(), path: path.to_owned() }
@@ -101,6 +114,19 @@ fn split_place<'a>(text: &'a str, form: &str) -> Result<(&'a str, &'a str), CliE
         Some(at) if at > 0 => Ok((&text[..at], &text[at + 1..])),
         _ => Err(CliError::Usage(format!("\"{text}\" should read {form} (the path is absolute)"))),
     }
+}
+
+/// A large file is not sent to the server for nobody.
+fn somebody(targets: &str, context: &Context) -> Result<(), CliError> {
+    let query = [("selector", targets.to_owned()), ("limit", "1".to_owned())];
+    let page: AgentList = context.client.get("/agents", &query)?;
+    if page.agents.is_empty() {
+        return Err(CliError::Refused {
+            code: "invalid".into(),
+            message: format!("no agent matches \"{targets}\"; `skein hosts` lists them"),
+        });
+    }
+    Ok(())
 }
 
 fn upload(path: &Path, context: &Context) -> Result<TransferSource, CliError> {
@@ -148,12 +174,15 @@ pub fn follow(context: &Context, id: &str) -> Result<TransferDetail, CliError> {
         let note = match transfer.phase {
             TransferPhase::Offering => "the source hashes the file".to_owned(),
             TransferPhase::Fetching => "the server takes the file from its source".to_owned(),
-            _ => format!(
-                "{} of {} verified, {}/s",
-                transfer.hosts_done,
-                show::plural(transfer.hosts_total, "host"),
-                quantity::bytes(transfer.bytes_per_s)
-            ),
+            _ => {
+                let hosts = show::plural(transfer.hosts_total, "host");
+                let rate = match transfer.bytes_per_s {
+                    // Nothing was reported yet.
+                    0 => String::new(),
+                    rate => format!(", {}/s", quantity::bytes(rate)),
+                };
+                format!("{} of {hosts} verified{rate}", transfer.hosts_done)
+            }
         };
         progress.set(transfer.verified_bytes, transfer.size_bytes * transfer.hosts_total, &note);
         if transfer.phase == TransferPhase::Ended {
@@ -187,8 +216,12 @@ pub fn report(context: &Context, detail: &TransferDetail) -> Outcome {
     if !done && !detail.hosts.is_empty() {
         table.print("")?;
     }
+    let absent = |host: &TransferHost| host.error.contains("No such file or directory");
+    if !done && detail.hosts.iter().any(absent) {
+        eprintln!("a folder that is missing is made with --mkdir");
+    }
     if !transfer.error.is_empty() {
-        eprintln!("{}", transfer.error);
+        eprintln!("{}", show::printable(transfer.error.clone()));
     }
     if transfer.hosts_total == 0 && transfer.error.is_empty() {
         eprintln!("no host matches \"{}\"", transfer.targets);

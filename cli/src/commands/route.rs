@@ -5,6 +5,7 @@ use skein_controlplane::api::types::{Empty, Route, RouteList, RouteRequest};
 
 use super::{Context, Outcome, segment};
 use crate::error::{CliError, EXIT_OK};
+use crate::quantity::parse_data_id;
 use crate::show::{self, Table};
 
 /// Flags of `route`.
@@ -21,7 +22,7 @@ enum RouteCommand {
         /// The stream
         stream: String,
         /// The data id [default: the server chooses a free one]
-        #[arg(long)]
+        #[arg(long, value_parser = parse_data_id)]
         data_id: Option<u32>,
         /// Name of the route [default: DATA_ID-STREAM]
         #[arg(long)]
@@ -53,6 +54,7 @@ pub fn run(args: &RouteArgs, context: &Context) -> Outcome {
             for name in names {
                 let _: Empty = context.client.delete(&format!("/routes/{}", segment(name)?))?;
             }
+            show::removed(names, context.json)?;
         }
     }
     Ok(EXIT_OK)
@@ -66,6 +68,12 @@ pub fn create(
     name: Option<String>,
 ) -> Result<Route, CliError> {
     context.client.post("/routes", &RouteRequest { stream: stream.to_owned(), data_id, name })
+}
+
+/// Whether any route leads to this stream.
+pub fn leads_to(context: &Context, stream: &str) -> Result<bool, CliError> {
+    let list: RouteList = context.client.get("/routes", &[])?;
+    Ok(list.routes.iter().any(|route| route.stream == stream))
 }
 
 fn list(context: &Context) -> Result<(), CliError> {

@@ -6,11 +6,11 @@ use std::io::Read;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use clap::Args;
+use clap::{Args, ValueHint};
 use skein_controlplane::api::types::{Task, TaskDetail, TaskHost, TaskHostState, TaskRequest};
 
 use super::{Context, Outcome};
-use crate::client::{Client, host_name, word};
+use crate::client::{Client, host_names, word};
 use crate::error::{CliError, EXIT_NO_OUTCOME, EXIT_OK, EXIT_PARTIAL, EXIT_TIMED_OUT};
 use crate::progress::Progress;
 use crate::quantity::{self, parse_bytes, parse_duration_ms};
@@ -25,17 +25,22 @@ const SCRIPT_BYTES_MAX: u64 = 128 << 10;
 /// Host names shown per group.
 const NAMES_MAX: usize = 8;
 
+/// How `run` is written.
+const USAGE: &str = "skein run [OPTIONS] --on <SELECTOR> -- <CMD>...
+       skein run [OPTIONS] --on <SELECTOR> --script <FILE> [-- <ARG>...]";
+
 /// Flags of `run`.
 #[derive(Args, Debug)]
+#[command(override_usage = USAGE)]
 pub struct RunArgs {
     /// Which hosts
     #[arg(long, value_name = "SELECTOR")]
     on: String,
     /// Run this file's content instead of a command; `-` reads standard input
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     script: Option<PathBuf>,
     /// Program that runs the script, with its arguments, as in "/usr/bin/python3 -u"
-    #[arg(long, default_value = "/bin/bash")]
+    #[arg(long, default_value = "/bin/bash", value_name = "PROGRAM")]
     interpreter: String,
     /// User on the hosts [default: the agent's]
     #[arg(long)]
@@ -198,8 +203,9 @@ pub fn report(context: &Context, detail: &TaskDetail) -> Outcome {
         show::raw(&only.output)?;
         return Ok(code);
     }
+    let name = host_names(detail);
     for group in &groups {
-        let names: Vec<String> = group.hosts.iter().map(host_name).collect();
+        let names: Vec<String> = group.hosts.iter().map(&name).collect();
         let host = &group.hosts[0];
         show::line(&format!(
             "== {}: {} ({})",

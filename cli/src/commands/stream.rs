@@ -4,8 +4,8 @@ use clap::{Args, Subcommand};
 use skein_controlplane::api::types::{Empty, Stream, StreamList, StreamRequest};
 
 use super::{Context, Outcome, segment};
-use crate::error::EXIT_OK;
-use crate::quantity::{self, parse_bytes, parse_duration_ms};
+use crate::error::{CliError, EXIT_OK};
+use crate::quantity::{self, parse_bytes, parse_data_id, parse_duration_ms};
 use crate::show::{self, Table};
 
 /// Flags of `stream`.
@@ -56,7 +56,7 @@ struct AddArgs {
     #[arg(long, default_value = "power", value_parser = ["power", "process"])]
     durability: String,
     /// Also route this data id to it
-    #[arg(long, value_name = "DATA_ID")]
+    #[arg(long, value_name = "DATA_ID", value_parser = parse_data_id)]
     data_id: Option<u32>,
     /// Change the stream of this name
     #[arg(long)]
@@ -72,12 +72,13 @@ pub fn run(args: &StreamArgs, context: &Context) -> Outcome {
             for name in names {
                 let _: Empty = context.client.delete(&format!("/streams/{}", segment(name)?))?;
             }
+            show::removed(names, context.json)?;
         }
     }
     Ok(EXIT_OK)
 }
 
-fn add(args: &AddArgs, context: &Context) -> Result<(), crate::error::CliError> {
+fn add(args: &AddArgs, context: &Context) -> Result<(), CliError> {
     let limit = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
     let request = StreamRequest {
         name: args.name.clone(),
@@ -92,7 +93,12 @@ fn add(args: &AddArgs, context: &Context) -> Result<(), crate::error::CliError> 
     let stream: Stream = if args.replace {
         context.client.put(&format!("/streams/{}", segment(&args.name)?), &request)?
     } else {
-        context.client.post("/streams", &request)?
+        context.client.post("/streams", &request).map_err(|error| match error {
+            CliError::Refused { code, message } if code == "conflict" => {
+                CliError::Refused { code, message: format!("{message}; --replace changes it") }
+            }
+            error => error,
+        })?
     };
     let route = match args.data_id {
         Some(data_id) => Some(super::route::create(context, &stream.name, Some(data_id), None)?),
@@ -107,11 +113,13 @@ fn add(args: &AddArgs, context: &Context) -> Result<(), crate::error::CliError> 
     ))?;
     match route {
         Some(route) => show::line(&format!("data id {} goes there", route.data_id)),
+        // A stream that was changed may have routes from before.
+        None if args.replace && super::route::leads_to(context, &stream.name)? => Ok(()),
         None => show::line(&format!("nothing goes there yet: `skein route add {}`", stream.name)),
     }
 }
 
-fn list(context: &Context) -> Result<(), crate::error::CliError> {
+fn list(context: &Context) -> Result<(), CliError> {
     let list: StreamList = context.client.get("/streams", &[])?;
     if context.json {
         return show::json(&list.streams);
@@ -120,7 +128,7 @@ fn list(context: &Context) -> Result<(), crate::error::CliError> {
     for stream in list.streams {
         let mut rotates = Vec::new();
         if stream.rotate_bytes > 0 {
-            rotates.push(quantity::bytes(stream.rotate_bytes));
+            rotates.push(quantity::size(stream.rotate_bytes));
         }
         if stream.rotate_seconds > 0 {
             rotates.push(quantity::duration(u64::from(stream.rotate_seconds) * 1000));

@@ -1,18 +1,20 @@
 //! `skein tap DATA_ID`: a sample of the records of a data id, as they pass.
 
-use std::io::BufRead;
+use std::io::{BufRead, IsTerminal};
 
 use clap::Args;
 use skein_controlplane::api::types::TapLine;
 
 use super::{Context, Outcome};
 use crate::error::{CliError, EXIT_OK};
+use crate::quantity::parse_data_id;
 use crate::show;
 
 /// Flags of `tap`.
 #[derive(Args, Debug)]
 pub struct TapArgs {
     /// Which records
+    #[arg(value_parser = parse_data_id)]
     data_id: u32,
     /// Only records that contain this text
     #[arg(long, value_name = "TEXT")]
@@ -34,6 +36,9 @@ pub fn run(args: &TapArgs, context: &Context) -> Outcome {
         vec![("data_id", args.data_id.to_string()), ("records_per_second", args.rate.to_string())];
     query.extend(args.filter.clone().map(|text| ("contains", text)));
     let mut reader = context.client.follow("/tap", &query)?;
+    if !context.json && std::io::stderr().is_terminal() {
+        eprintln!("records of data id {} as they pass; Ctrl-C ends", args.data_id);
+    }
     let mut seen = 0;
     let mut text = String::new();
     while args.count.is_none_or(|count| seen < count) {

@@ -109,6 +109,15 @@ fn show_one(context: &Context, detail: &TaskDetail) -> Result<(), CliError> {
     if context.json {
         return show::json(detail);
     }
+    let task = &detail.task;
+    let head: String = task.script_head.chars().take(SCRIPT_HEAD_SHOWN).collect();
+    show::line(&show::printable(format!(
+        "{} on {}, {}: {}",
+        head.replace('\n', " "),
+        task.targets,
+        quantity::ago(quantity::now_ms(), task.created_ms),
+        states(task)
+    )))?;
     let mut table =
         Table::new(&["AGENT", "HOST", "STATE", "EXIT", "SIGNAL", "TOOK", "OUTPUT", "ERROR"]);
     for host in &detail.hosts {

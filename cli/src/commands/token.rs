@@ -82,6 +82,7 @@ pub fn run(args: &TokenArgs, context: &Context) -> Outcome {
             for id in ids {
                 let _: Empty = context.client.delete(&format!("/{kind}/{}", segment(id)?))?;
             }
+            show::removed(ids, context.json)?;
         }
     }
     Ok(EXIT_OK)

@@ -28,8 +28,22 @@ use crate::commands::Outcome;
 use crate::connection::ConnectionArgs;
 use crate::error::{CliError, EXIT_OK};
 
+const EXAMPLES: &str = "\
+A server needs a folder and nothing else:
+  skein server --data-dir ./skein                  default ports
+  skein server --data-dir ./skein --local          free ports on 127.0.0.1, for a trial
+  skein server --data-dir ./skein --api-listen 0.0.0.0:28863 --api-tls
+                                                   operators from elsewhere, over https
+
+DIR/server.toml holds what is to stay; docs/configuration.md lists its keys. The other flags under
+\"Connection\" mean nothing here.";
+
 /// Flags of `server`.
 #[derive(Args, Clone, Debug)]
+#[command(
+    after_help = EXAMPLES,
+    override_usage = "skein server [OPTIONS] --data-dir <DIR>"
+)]
 pub struct ServerArgs {
     /// Where it listens.
     #[command(flatten)]

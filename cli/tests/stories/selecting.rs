@@ -48,3 +48,31 @@ fn hosts_are_selected_by_every_property() {
     world.skein_ends(5, &["hosts", "region="]);
     world.skein_ends(1, &["hosts", "--expect-online", "3"]);
 }
+
+#[test]
+fn an_empty_selector_and_one_that_means_nobody_do_nothing_anywhere() {
+    let world = World::new();
+    let _agent = world.agent("one", AgentOptions::default());
+    // What `$HOSTS` leaves of an unset variable.
+    world.skein_ends(2, &["hosts", ""]);
+    world.skein_ends(2, &["lanes", "--on", " "]);
+    for nobody in ["", "nobody"] {
+        world.skein_ends(5, &["run", "--on", nobody, "--", "touch", "somewhere"]);
+    }
+    world.skein_ends(1, &["agent", "label", "nobody", "a=b"]);
+    world.skein_ends(1, &["agent", "ping", "nobody"]);
+    let file = world.dir.path().join("file");
+    std::fs::write(&file, "content").unwrap();
+    world.skein_ends(5, &["push", file.to_str().unwrap(), "--to", "nobody:/tmp"]);
+    let cache = world.server.dir().join("control/cache");
+    assert_eq!(std::fs::read_dir(cache).unwrap().count(), 0, "nothing was sent for nobody");
+}
+
+#[test]
+fn agents_that_share_a_host_name_are_told_apart() {
+    let world = World::new();
+    let one = world.agent("one", AgentOptions::default());
+    let two = world.agent("two", AgentOptions::default());
+    let out = world.skein_ends(0, &["run", "--on", "all", "--", "echo", "hello"]);
+    assert!(out.contains(one.id()) && out.contains(two.id()), "{out}");
+}
