@@ -7,7 +7,10 @@
 //! Reads go to redb's snapshots directly and see every batch that was answered before they began.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::path::PathBuf;
+use std::fs::{File, OpenOptions, Permissions};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -16,7 +19,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
 use skein_observe::names;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch as cell};
 
 use super::watch::{self, Event, EventKind, Watch, Watcher};
 use super::{
@@ -71,7 +74,53 @@ pub struct RedbStore {
     db: Arc<Database>,
     requests: Option<flume::Sender<Request>>,
     revision: Arc<AtomicU64>,
+    failure: Failure,
     thread: Option<JoinHandle<()>>,
+}
+
+/// How the engine failed, once it has.
+#[derive(Clone, Debug)]
+struct Failure(Arc<cell::Sender<Option<StoreError>>>);
+
+impl Failure {
+    fn new() -> Self {
+        Self(Arc::new(cell::Sender::new(None)))
+    }
+
+    fn get(&self) -> Option<StoreError> {
+        self.0.borrow().clone()
+    }
+
+    /// Enters the first failure; later ones follow from it.
+    fn enter(&self, error: &StoreError) {
+        self.0.send_if_modified(|failure| {
+            let is_first = failure.is_none();
+            if is_first {
+                tracing::error!(%error, "the store has failed; no more writes are taken");
+                *failure = Some(error.clone());
+            }
+            is_first
+        });
+    }
+
+    /// Passes a result on, and enters the engine's errors.
+    fn watched<T>(&self, result: Result<T, StoreError>) -> Result<T, StoreError> {
+        if let Err(error @ StoreError::Engine(_)) = &result {
+            self.enter(error);
+        }
+        result
+    }
+}
+
+/// Makes a panic of the commit thread a failure too.
+struct PanicIsFailure(Failure);
+
+impl Drop for PanicIsFailure {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.enter(&StoreError::Engine("its commit thread has panicked".into()));
+        }
+    }
 }
 
 enum Request {
@@ -91,19 +140,27 @@ fn engine_error(error: impl std::fmt::Display) -> StoreError {
 impl RedbStore {
     /// Opens or makes the database and starts its commit thread.
     pub fn open(config: RedbConfig) -> Result<Self, StoreError> {
-        let db = Database::builder()
-            .set_cache_size(CACHE_BYTES)
-            .create(&config.path)
-            .map_err(|error| StoreError::Engine(format!("{}: {error}", config.path.display())))?;
-        let db = Arc::new(db);
-        let mut committer = Committer::load(db.clone(), config.history_events_max)?;
+        let failed = |error: &dyn std::fmt::Display| {
+            StoreError::Engine(format!("{}: {error}", config.path.display()))
+        };
+        // Scripts and facts are nobody else's business.
+        let file = open_private(&config.path).map_err(|error| failed(&error))?;
+        let db = Database::builder().set_cache_size(CACHE_BYTES).create_file(file);
+        let db = Arc::new(db.map_err(|error| failed(&error))?);
+        let failure = Failure::new();
+        let mut committer =
+            Committer::load(db.clone(), config.history_events_max, failure.clone())?;
         let revision = committer.published.clone();
+        let guard = PanicIsFailure(failure.clone());
         let (requests, queue) = flume::bounded(QUEUE_REQUESTS);
         let thread = std::thread::Builder::new()
             .name("store-commit".into())
-            .spawn(move || committer.run(&queue))
+            .spawn(move || {
+                let _guard = guard;
+                committer.run(&queue);
+            })
             .map_err(engine_error)?;
-        Ok(Self { db, requests: Some(requests), revision, thread: Some(thread) })
+        Ok(Self { db, requests: Some(requests), revision, failure, thread: Some(thread) })
     }
 
     async fn ask<T>(
@@ -166,7 +223,7 @@ impl Drop for RedbStore {
 
 impl Store for RedbStore {
     fn get<'a>(&'a self, key: &'a str) -> StoreFuture<'a, Option<Entry>> {
-        Box::pin(async move { self.read_one(key) })
+        Box::pin(async move { self.failure.watched(self.read_one(key)) })
     }
 
     fn range<'a>(
@@ -175,7 +232,7 @@ impl Store for RedbStore {
         after: Option<&'a str>,
         limit: usize,
     ) -> StoreFuture<'a, Page> {
-        Box::pin(async move { self.read_range(prefix, after, limit) })
+        Box::pin(async move { self.failure.watched(self.read_range(prefix, after, limit)) })
     }
 
     fn commit(&self, batch: Batch) -> StoreFuture<'_, u64> {
@@ -205,6 +262,26 @@ impl Store for RedbStore {
     fn revision(&self) -> u64 {
         self.revision.load(Ordering::Acquire)
     }
+
+    fn failed(&self) -> Pin<Box<dyn Future<Output = StoreError> + Send + '_>> {
+        let mut failure = self.failure.0.subscribe();
+        Box::pin(async move {
+            match failure.wait_for(Option::is_some).await.map(|failure| failure.clone()) {
+                Ok(Some(error)) => error,
+                // The sender lives as long as this store.
+                Ok(None) | Err(_) => StoreError::Closed,
+            }
+        })
+    }
+}
+
+/// The database's file, readable by its owner alone.
+fn open_private(path: &Path) -> std::io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    let file = options.open(path)?;
+    file.set_permissions(Permissions::from_mode(0o600))?;
+    Ok(file)
 }
 
 fn entry_of(key: &str, (revision, _, value): (u64, u64, &[u8])) -> Entry {
@@ -227,15 +304,19 @@ struct Committer {
     watchers: Vec<Watcher>,
     /// Soft deadlines of leases.
     leases: BTreeMap<LeaseId, (u64, Instant)>,
-    /// Set when redb failed: its state on disk is good, but this handle takes no more writes.
-    failed: Option<StoreError>,
+    /// When redb failed its state on disk is good, but this handle takes no more writes.
+    failure: Failure,
 }
 
 /// What a group does, in the order of arrival, once its transaction is durable.
 type AfterCommit = Vec<Box<dyn FnOnce(&Result<(), StoreError>)>>;
 
 impl Committer {
-    fn load(db: Arc<Database>, history_events_max: u64) -> Result<Self, StoreError> {
+    fn load(
+        db: Arc<Database>,
+        history_events_max: u64,
+        failure: Failure,
+    ) -> Result<Self, StoreError> {
         let txn = db.begin_write().map_err(engine_error)?;
         let mut leases = BTreeMap::new();
         let revision;
@@ -261,7 +342,7 @@ impl Committer {
             revision,
             watchers: Vec::new(),
             leases,
-            failed: None,
+            failure,
         })
     }
 
@@ -312,18 +393,14 @@ impl Committer {
         let mut watches = Vec::new();
         let mut events = Vec::new();
         let before = self.revision;
-        let mut result = match self.failed.clone() {
+        let result = match self.failure.get() {
             Some(error) => Err(error),
             None => self.apply_group(group, &mut after, &mut watches, &mut events),
         };
         if let Err(error) = &result {
             self.revision = before;
             events.clear();
-            if self.failed.is_none() {
-                tracing::error!(%error, "the store's disk failed; no more writes are taken");
-                self.failed = Some(error.clone());
-            }
-            result = Err(error.clone());
+            self.failure.enter(error);
         } else {
             self.published.store(self.revision, Ordering::Release);
             metrics::histogram!(names::CONTROL_STORE_COMMIT_SECONDS)

@@ -254,4 +254,8 @@ pub trait Store: Send + Sync + 'static {
 
     /// Revision of the newest durable batch.
     fn revision(&self) -> u64;
+
+    /// Waits until the engine has failed. It takes no more writes then, so that the process has
+    /// to end; what was answered before is durable.
+    fn failed(&self) -> Pin<Box<dyn Future<Output = StoreError> + Send + '_>>;
 }

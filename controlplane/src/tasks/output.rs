@@ -99,26 +99,31 @@ impl OutputStore {
     /// Stores pieces and flushes each file that changed once. Answers, in the order of the
     /// pieces, up to which offset the host's output is stored now. Blocks.
     pub fn append(&self, pieces: &[Piece]) -> Vec<io::Result<u64>> {
-        let mut touched: HashMap<TaskId, Arc<Mutex<Segment>>> = HashMap::new();
+        // Each with its end before, which is durable.
+        let mut touched: HashMap<TaskId, (Arc<Mutex<Segment>>, u64)> = HashMap::new();
         let mut results: Vec<io::Result<u64>> = Vec::with_capacity(pieces.len());
         for piece in pieces {
             let stored = self.segment(&piece.task, true).and_then(|segment| {
                 let segment = segment.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
-                let stored = lock(&segment).append(piece);
-                touched.insert(piece.task, segment);
-                stored
+                let mut open = lock(&segment);
+                touched.entry(piece.task).or_insert_with(|| (segment.clone(), open.end));
+                open.append(piece)
             });
             results.push(stored);
         }
-        for (task, segment) in touched {
-            let flushed = lock(&segment).file.sync_data();
-            if let Err(error) = flushed {
+        for (task, (segment, durable_end)) in touched {
+            let segment = lock(&segment);
+            if let Err(error) = segment.file.sync_data() {
                 for (piece, result) in pieces.iter().zip(&mut results) {
                     if piece.task == task {
                         *result = Err(io::Error::new(error.kind(), error.to_string()));
                     }
                 }
-                // What the page cache holds is uncertain now: read the file anew.
+                // The page cache may show what the disk never got, and a second flush would say
+                // nothing of it: cut that off, and let the agents send it again.
+                if let Err(error) = segment.file.set_len(durable_end) {
+                    tracing::error!(%task, %error, "output cannot be cut back");
+                }
                 lock(&self.open).remove(&task);
             }
         }

@@ -1,5 +1,6 @@
 //! kill -9 of the control process: what was accepted goes on, and ends once.
 
+use std::io::Read;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -25,10 +26,14 @@ impl Killable {
     async fn start(dir: &Path) -> (Self, Api) {
         let ports = dir.join("run/control.ports.json");
         let _ = std::fs::remove_file(&ports);
-        let child = Command::new(std::env::current_exe().expect("this test"))
+        // A file that is too large shall be an error, as with a full disk, and no signal.
+        let child = Command::new("sh")
+            .args(["-c", r#"trap "" XFSZ; exec "$0" "$@""#])
+            .arg(std::env::current_exe().expect("this test"))
             .args(["--exact", "restart::child_that_is_the_control_process", "--nocapture"])
             .env("SKEIN_TEST_CONTROL", dir)
             .stdout(Stdio::null())
+            .stderr(Stdio::piped())
             .spawn()
             .expect("a child");
         let address = until("the control process is up", || {
@@ -44,6 +49,34 @@ impl Killable {
         self.0.kill().expect("SIGKILL");
         self.0.wait().expect("is reaped");
     }
+}
+
+/// The disk refuses every further byte (a limit on file sizes does it as ENOSPC or EIO would): a
+/// request is answered with an error, and the process ends and says why. What was answered before
+/// is there at the next start.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_that_fails_ends_the_process_and_nothing_more_is_acknowledged() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path();
+    let (mut control, api) = Killable::start(dir).await;
+    let kept = api.join_token(3).await;
+    let pid = control.0.id().to_string();
+    let limited = Command::new("prlimit").args(["--pid", &pid, "--fsize=0"]).status().unwrap();
+    assert!(limited.success());
+    let request = JoinTokenRequest { note: "lost".into(), ..Default::default() };
+    let error = api.post::<JoinTokenCreated>("/join-tokens", &request).await.unwrap_err();
+    assert!(error.0 >= 500, "{error:?}");
+    let status = until("it ends", || control.0.try_wait().unwrap()).await;
+    assert!(!status.success(), "{status}");
+    let mut said = String::new();
+    control.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert!(said.contains("see to the disk"), "{said}");
+
+    let (control, api) = Killable::start(dir).await;
+    let tokens: JoinTokenList = api.get("/join-tokens").await.unwrap();
+    assert!(tokens.tokens.iter().any(|token| token.id == kept.id_text()));
+    assert!(tokens.tokens.iter().all(|token| token.note != "lost"));
+    control.kill();
 }
 
 impl Drop for Killable {
