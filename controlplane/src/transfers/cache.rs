@@ -4,10 +4,10 @@
 //! cache is bounded in bytes, keeps a reserve of free space on its disk, and forgets what nobody
 //! uses; an upload that does not fit is refused before its first byte.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -36,6 +36,10 @@ const FREE_BYTES_MIN: u64 = 256 * 1024 * 1024;
 const FILES_MAX: usize = 10_000;
 /// Piece sizes are chosen for this many hosts: the targets are not known yet at upload.
 const HOSTS_ASSUMED: u32 = 1_000;
+/// Where data processes keep what they know of partial files.
+const FETCH_STATE: &str = ".fetch";
+/// A fetch that is complete is reported within milliseconds.
+const REPORT_LATE_MS: i64 = 2_000;
 /// No fetch goes on longer than a transfer may.
 const PARTIAL_AGE_MAX: Duration = Duration::from_secs(8 * 24 * 3_600);
 
@@ -79,8 +83,8 @@ pub struct CacheLimits {
 #[derive(Debug, Default)]
 struct State {
     uploads: BTreeMap<TransferId, Upload>,
-    /// Bytes that arriving files will take.
-    reserved: u64,
+    /// Files that arrive, with the bytes that they will take.
+    arriving: HashMap<TransferId, u64>,
     /// How many transfers use a file.
     uses: HashMap<TransferId, u32>,
 }
@@ -94,17 +98,17 @@ pub struct Cache {
     state: Mutex<State>,
 }
 
-/// Room for a file that arrives; given back when dropped.
+/// Room for an upload; given back when dropped.
 #[derive(Debug)]
-pub struct Reserved<'a> {
-    cache: &'a Cache,
-    bytes: u64,
+struct Room {
+    cache: Arc<Cache>,
+    id: TransferId,
 }
 
-impl Drop for Reserved<'_> {
+impl Drop for Room {
     fn drop(&mut self) {
         let mut state = self.cache.lock();
-        state.reserved -= self.bytes;
+        state.arriving.remove(&self.id);
         self.cache.report(&state);
     }
 }
@@ -150,30 +154,37 @@ impl Cache {
     }
 
     fn used(state: &State) -> u64 {
-        state.uploads.values().map(|upload| upload.size_bytes).sum::<u64>() + state.reserved
+        state.uploads.values().map(|upload| upload.size_bytes).sum::<u64>()
+            + state.arriving.values().sum::<u64>()
     }
 
     fn report(&self, state: &State) {
         metrics::gauge!(names::CONTROL_CACHE_BYTES).set(Self::used(state) as f64);
+        let files = state.uploads.len() + state.arriving.len();
+        metrics::gauge!(names::CONTROL_KEPT, "kind" => "upload").set(files as f64);
     }
 
-    /// Removes what no record names: uploads that a crash cut off. `expected` are files that a
-    /// data process may be fetching at this moment; its partial files have names of their own and
-    /// go when they are old.
-    pub fn remove_strangers(&self, expected: &HashSet<TransferId>) -> io::Result<()> {
-        let known: HashSet<TransferId> = self.lock().uploads.keys().copied().collect();
-        for file in fs::read_dir(&self.folder)? {
+    /// Removes what belongs to no file that is here or arrives: what a crash or a broken fetch
+    /// left. The data process's partial files have names of their own and go when they are old.
+    /// Blocks.
+    pub fn remove_strangers(&self) -> io::Result<()> {
+        let partials = fs::read_dir(self.folder.join(FETCH_STATE)).into_iter().flatten();
+        for file in fs::read_dir(&self.folder)?.chain(partials) {
             let file = file?;
             let name = file.file_name().to_string_lossy().into_owned();
             let id = name.split('.').next().unwrap_or_default().parse::<TransferId>();
-            let metadata = file.metadata()?;
+            // Gone since: another has removed it.
+            let Ok(metadata) = file.metadata() else { continue };
             let age = metadata.modified()?.elapsed().unwrap_or_default();
-            let stranger = match id {
-                Ok(id) => !known.contains(&id) && !expected.contains(&id),
+            let is_stranger = match id {
+                Ok(id) => {
+                    let state = self.lock();
+                    !state.uploads.contains_key(&id) && !state.arriving.contains_key(&id)
+                }
                 Err(_) => age > PARTIAL_AGE_MAX,
             };
-            if stranger && metadata.is_file() {
-                fs::remove_file(file.path())?;
+            if is_stranger && metadata.is_file() {
+                let _ = fs::remove_file(file.path());
             }
         }
         Ok(())
@@ -220,28 +231,58 @@ impl Cache {
         }
     }
 
-    /// Room for `bytes`, or why there is none.
-    pub fn reserve(&self, bytes: u64) -> Result<Reserved<'_>, CacheError> {
+    /// Keeps room for a file of `bytes`, or says why there is none. Once it is kept, asking again
+    /// changes nothing.
+    pub fn expect(&self, id: &TransferId, bytes: u64) -> Result<(), CacheError> {
         let mut state = self.lock();
+        if state.arriving.contains_key(id) {
+            return Ok(());
+        }
         let used = Self::used(&state);
         let max = self.limits.bytes_max;
-        if used.saturating_add(bytes) > max || state.uploads.len() >= FILES_MAX {
+        let files = state.uploads.len() + state.arriving.len();
+        if used.saturating_add(bytes) > max || files >= FILES_MAX {
             return Err(CacheError::NoSpace(format!(
-                "the cache holds {used} of {max} bytes and cannot take {bytes} more; delete \
-                 uploads that are not needed or raise control.cache_bytes_max"
+                "the cache holds {used} of {max} bytes in {files} files and cannot take {bytes} \
+                 more; delete uploads that are not needed or raise control.cache_bytes_max"
             )));
         }
         let free = free_bytes(&self.folder)?;
-        if bytes.saturating_add(state.reserved).saturating_add(FREE_BYTES_MIN) > free {
+        let arriving: u64 = state.arriving.values().sum();
+        if bytes.saturating_add(arriving).saturating_add(FREE_BYTES_MIN) > free {
             return Err(CacheError::NoSpace(format!(
                 "{} has {free} free bytes, which is too little for {bytes} and a reserve of \
                  {FREE_BYTES_MIN}; make room on that disk",
                 self.folder.display()
             )));
         }
-        state.reserved += bytes;
+        state.arriving.insert(*id, bytes);
         self.report(&state);
-        Ok(Reserved { cache: self, bytes })
+        Ok(())
+    }
+
+    /// Keeps room for a file whose fetch began before this process did.
+    pub fn expect_still(&self, id: &TransferId, bytes: u64) {
+        self.lock().arriving.insert(*id, bytes);
+    }
+
+    /// A file that was expected does not come.
+    pub fn abandon(&self, id: &TransferId) {
+        let was_expected = self.lock().arriving.remove(id).is_some();
+        if was_expected {
+            self.remove_files(id);
+            self.report(&self.lock());
+        }
+    }
+
+    /// Whether a file that is fetched stands in its place, whole, and for so long that whoever
+    /// put it there should have said so. It is renamed into place only when all of it is proved
+    /// and flushed, so its name says as much as a report.
+    pub fn has_arrived(&self, id: &TransferId, bytes: u64) -> bool {
+        fs::metadata(self.path(id)).is_ok_and(|file| {
+            let age_ms = clock::now_ms() - file.ctime() * 1_000 - file.ctime_nsec() / 1_000_000;
+            file.is_file() && file.len() == bytes && age_ms > REPORT_LATE_MS
+        })
     }
 
     /// Begins an upload of an announced length: chunks go into the sender, and the future yields
@@ -266,10 +307,11 @@ impl Cache {
         let (chunks, queue) = mpsc::channel(CHUNKS_WAITING);
         let mtime_ms = mtime_ms.unwrap_or_else(clock::now_ms);
         let attributes = Attributes { name: name.to_owned(), mode, mtime_ms };
-        // Refused here before the first byte; the future holds the room.
-        drop(self.reserve(size_bytes)?);
+        // Refused here before the first byte.
+        self.expect(&id, size_bytes)?;
+        let room = Room { cache: self.clone(), id };
         let finished = async move {
-            let room = this.reserve(size_bytes)?;
+            let _room = room;
             let path = this.path(&id);
             let writing = tokio::task::spawn_blocking({
                 let path = path.clone();
@@ -282,18 +324,13 @@ impl Cache {
                     return Err(error);
                 }
             };
-            this.keep(id, &manifest, room).await
+            this.keep(id, &manifest).await
         };
         Ok((chunks, finished))
     }
 
     /// Enters a file that stands in the cache.
-    pub async fn keep(
-        &self,
-        id: TransferId,
-        manifest: &Manifest,
-        room: Reserved<'_>,
-    ) -> Result<Upload, CacheError> {
+    pub async fn keep(&self, id: TransferId, manifest: &Manifest) -> Result<Upload, CacheError> {
         let now_ms = clock::now_ms();
         let upload = Upload {
             upload_id: id.to_string(),
@@ -307,8 +344,10 @@ impl Cache {
             expires_ms: now_ms + self.limits.expiry_ms,
         };
         self.store.put_json(&format!("{UPLOADS}{id}"), &upload).await?;
-        self.lock().uploads.insert(id, upload.clone());
-        drop(room);
+        let mut state = self.lock();
+        state.arriving.remove(&id);
+        state.uploads.insert(id, upload.clone());
+        self.report(&state);
         Ok(upload)
     }
 

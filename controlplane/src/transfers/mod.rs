@@ -169,14 +169,15 @@ impl Transfers {
         cache: Arc<Cache>,
     ) -> Result<(Arc<Self>, mpsc::Receiver<Order>), StoreError> {
         let entries = record::load(&*store).await?;
-        let open = entries.iter().filter(|(_, entry)| entry.is_open());
-        if let Err(error) = cache.remove_strangers(&open.map(|(id, _)| *id).collect()) {
-            tracing::warn!(%error, "the cache is not tidied");
-        }
-        for entry in entries.values().filter(|entry| entry.is_open()) {
-            if let Some(id) = running_file(&entry.record) {
-                cache.pin(&id);
+        for (id, entry) in entries.iter().filter(|(_, entry)| entry.is_open()) {
+            match (running_file(&entry.record), &entry.record.file) {
+                (Some(file), _) => drop(cache.pin(&file)),
+                (None, Some(file)) => cache.expect_still(id, file.size_bytes),
+                (None, None) => {}
             }
+        }
+        if let Err(error) = cache.remove_strangers() {
+            tracing::warn!(%error, "the cache is not tidied");
         }
         let (orders, queue) = mpsc::channel(ORDERS_MAX);
         let entries = Mutex::new(entries);

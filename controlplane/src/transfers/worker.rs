@@ -28,6 +28,8 @@ use crate::jobs::worker::{
 use crate::store::Batch;
 use crate::tasks::state_word;
 
+/// Ticks between two looks for files that nobody owns: ten minutes.
+const TICKS_PER_TIDYING: u32 = 60 * TICKS_PER_SWEEP;
 /// Speeds are taken over at least this long.
 const SPEED_MS: i64 = 1_000;
 /// A source that does not answer is asked again after this time.
@@ -345,6 +347,14 @@ impl Worker {
 
     fn look_at_source(&self, id: TransferId, entry: &Entry, now_ms: i64, group: &mut Group) {
         let Some(source) = entry.record.source_id() else { return };
+        // The report of a fetch can be lost with the connection that carried the last block.
+        if let (TransferPhase::Fetching, Some(file)) = (entry.record.phase, &entry.record.file)
+            && self.transfers.cache.has_arrived(&id, file.size_bytes)
+        {
+            let (transfer_id, bytes) = (id.to_bytes(), file.size_bytes);
+            let result = FetchResult { transfer_id, error: String::new(), bytes };
+            return group.fetched.push((id, result));
+        }
         let online = self.fleet.link_of(&source).is_some();
         if online && now_ms - entry.asked_ms > ASK_AGAIN_MS {
             group.offer.insert(id);
@@ -395,8 +405,8 @@ impl Worker {
             return Err(TransferError::Invalid(why.into()));
         }
         if record.phase == TransferPhase::Offering {
-            // Room is looked at now; the space itself is allocated by the data process.
-            drop(self.transfers.cache.reserve(info.size_bytes)?);
+            // Room is kept from now on; the space itself is allocated by the data process.
+            self.transfers.cache.expect(&id, info.size_bytes)?;
             record.phase = TransferPhase::Fetching;
             record.file = Some(file);
             self.store_record(&id, &record).await?;
@@ -426,8 +436,7 @@ impl Worker {
         let manifest = Manifest::from_info(&info)
             .map_err(|error| TransferError::Invalid(error.to_string()))?;
         let cache = &self.transfers.cache;
-        let room = cache.reserve(info.size_bytes)?;
-        let upload = cache.keep(id, &manifest, room).await?;
+        let upload = cache.keep(id, &manifest).await?;
         cache.pin(&id);
         record.run(upload, clock::now_ms());
         self.store_record(&id, &record).await?;
@@ -506,8 +515,9 @@ impl Worker {
         for record in closing {
             let Some(id) = record.id() else { continue };
             if let Some(entry) = entries.get_mut(&id) {
-                if let Some(file) = running_file(&record) {
-                    self.transfers.cache.unpin(&file);
+                match running_file(&record) {
+                    Some(file) => self.transfers.cache.unpin(&file),
+                    None => self.transfers.cache.abandon(&id),
                 }
                 entry.record = record;
                 group.unseed.insert(id);
@@ -653,9 +663,29 @@ impl Worker {
             }
             self.transfers.lock().remove(&id);
         }
+        self.report();
+        if self.ticks.is_multiple_of(TICKS_PER_TIDYING) {
+            let cache = self.transfers.cache.clone();
+            let tidied = tokio::task::spawn_blocking(move || cache.remove_strangers());
+            if let Ok(Err(error)) = tidied.await {
+                tracing::warn!(%error, "the cache is not tidied");
+            }
+        }
         if let Err(error) = self.transfers.cache.sweep().await {
             tracing::warn!(%error, "expired uploads are not removed");
         }
+    }
+}
+
+impl Worker {
+    fn report(&self) {
+        let entries = self.transfers.lock();
+        let hosts: usize = entries.values().map(|entry| entry.hosts.len()).sum();
+        let gauge = |kind: &'static str, count: usize| {
+            metrics::gauge!(names::CONTROL_KEPT, "kind" => kind).set(count as f64);
+        };
+        gauge("transfer", entries.len());
+        gauge("transfer_host", hosts);
     }
 }
 

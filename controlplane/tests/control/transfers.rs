@@ -205,3 +205,82 @@ async fn cancel_stops_all_hosts() {
         "{detail:?}"
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_push_whose_order_was_lost_on_its_way_is_ordered_again() {
+    let (server, data, agents) = fleet_of(&["a"]).await;
+    let mut orders = 0;
+    data.up(&agents[0], move |body| {
+        orders += 1;
+        if orders == 1 { Vec::new() } else { receives(body) }
+    });
+    let upload: Upload = server.api.put("/uploads?name=f", content(1_000)).await.unwrap();
+    let source = TransferSource::Upload { upload_id: upload.upload_id };
+    let transfer: Transfer = server.api.post("/transfers", &push(source)).await.unwrap();
+    let detail = server.api.ended_transfer(&transfer.transfer_id).await;
+    assert_eq!(detail.transfer.hosts_done, 1);
+}
+
+/// The last block came, the file was put in its place, and with the connection went the report;
+/// the source did not come back. The push waited for it although all was there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fetched_file_counts_although_its_report_was_lost() {
+    let (server, data, agents) = fleet_of(&["source", "target"]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("app.tar");
+    std::fs::write(&path, content(70_000)).unwrap();
+    let hashed = hash_file(&path, None, &folder.path().join("leaves"), |_| {
+        std::ops::ControlFlow::Continue(())
+    });
+    let info = hashed.unwrap().manifest.to_info();
+    data.up(&agents[0], move |body| match body.kind {
+        Some(command_body::Kind::OfferFile(offer)) => {
+            let (transfer_id, file) = (offer.transfer_id, Some(info.clone()));
+            vec![Agent::FileOffer(FileOffer { transfer_id, file, error: String::new() })]
+        }
+        _ => Vec::new(),
+    });
+    data.up(&agents[1], receives);
+    let source = TransferSource::Agent { agent: "source".into(), path: "/srv/app.tar".into() };
+    let push = TransferRequest { targets: "host=target".into(), ..push(source) };
+    let transfer: Transfer = server.api.post("/transfers", &push).await.unwrap();
+    let fetch = until("the data process is to fetch", || data.seen().fetches.pop()).await;
+    data.down(&agents[0], "disconnected");
+    let place = std::path::Path::new(&fetch.path);
+    std::fs::copy(&path, place.with_extension("part")).unwrap();
+    std::fs::rename(place.with_extension("part"), place).unwrap();
+    let detail = server.api.ended_transfer(&transfer.transfer_id).await;
+    assert_eq!((detail.transfer.hosts_done, detail.transfer.error.as_str()), (1, ""));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fetch_that_failed_leaves_no_bytes_in_the_cache() {
+    let (server, data, agents) = fleet_of(&["source", "target"]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("app.tar");
+    std::fs::write(&path, content(70_000)).unwrap();
+    let hashed = hash_file(&path, None, &folder.path().join("leaves"), |_| {
+        std::ops::ControlFlow::Continue(())
+    });
+    let info = hashed.unwrap().manifest.to_info();
+    data.up(&agents[0], move |body| match body.kind {
+        Some(command_body::Kind::OfferFile(offer)) => {
+            let (transfer_id, file) = (offer.transfer_id, Some(info.clone()));
+            vec![Agent::FileOffer(FileOffer { transfer_id, file, error: String::new() })]
+        }
+        _ => Vec::new(),
+    });
+    let source = TransferSource::Agent { agent: "source".into(), path: "/srv/app.tar".into() };
+    let transfer: Transfer = server.api.post("/transfers", &push(source)).await.unwrap();
+    let fetch = until("the data process is to fetch", || data.seen().fetches.pop()).await;
+    let list: UploadList = server.api.get("/uploads").await.unwrap();
+    assert_eq!(list.cache_bytes, 70_000, "room is kept while it comes");
+    std::fs::write(&fetch.path, "torn").unwrap();
+    let (transfer_id, error) = (fetch.transfer_id, "a lie".to_owned());
+    data.send(From::Fetch(FetchResult { transfer_id, error, bytes: 0 }));
+    let detail = server.api.ended_transfer(&transfer.transfer_id).await;
+    assert!(detail.transfer.error.contains("a lie"), "{}", detail.transfer.error);
+    let list: UploadList = server.api.get("/uploads").await.unwrap();
+    assert_eq!(list.cache_bytes, 0);
+    assert!(!std::path::Path::new(&fetch.path).exists());
+}
