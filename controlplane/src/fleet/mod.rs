@@ -17,7 +17,7 @@ use bytes::Bytes;
 use prost::Message;
 use ring::rand::SystemRandom;
 use skein_observe::names;
-use skein_wire::command::SignError;
+use skein_wire::command::{Dispatch, SignError};
 use skein_wire::fleet::v1::to_data::Kind;
 use skein_wire::fleet::v1::{
     CloseSession, LaneState, Register, Revoked, RoutingTable, TapRecords, TapStart, TapStop,
@@ -44,6 +44,8 @@ const LINK_QUEUE_BYTES: usize = 8 * FLEET_MESSAGE_BYTES_MAX;
 /// Targets of one fan-out are cut into messages of about this size, so that the data process can
 /// begin while the rest is still encoded.
 const FAN_OUT_BYTES: usize = 512 * 1024;
+/// Agents of a dispatch that is signed on the spot: about a millisecond.
+const SIGN_AT_ONCE_MAX: usize = 512;
 /// Dispatches that are remembered for undeliverable reports, which come within milliseconds.
 const PURPOSES_MAX: usize = 4_096;
 /// Lanes that are remembered: 200,000 agents with five lanes each.
@@ -198,9 +200,8 @@ impl Fleet {
             return Ok(());
         }
         let body = CommandBody { command_id: command_id.to_bytes(), kind: Some(kind) };
-        let signer = self.keys.signer();
         for agents in online.chunks(DISPATCH_AGENTS_MAX) {
-            let dispatch = signer.dispatch(&body, not_after_ms, agents, &self.random)?;
+            let dispatch = self.sign(&body, not_after_ms, agents).await?;
             metrics::counter!(names::CONTROL_DISPATCHES, "command" => label).increment(1);
             metrics::counter!(names::CONTROL_DISPATCH_TARGETS, "command" => label)
                 .increment(agents.len() as u64);
@@ -216,6 +217,23 @@ impl Fleet {
             }
         }
         Ok(())
+    }
+
+    /// Signs a dispatch; a large one on a thread of its own, for the runtime has two.
+    async fn sign(
+        &self,
+        body: &CommandBody,
+        not_after_ms: i64,
+        agents: &[AgentId],
+    ) -> Result<Dispatch, FleetError> {
+        if agents.len() <= SIGN_AT_ONCE_MAX {
+            return Ok(self.keys.signer().dispatch(body, not_after_ms, agents, &self.random)?);
+        }
+        let (keys, body, agents) = (self.keys.clone(), body.clone(), agents.to_vec());
+        let signed = tokio::task::spawn_blocking(move || {
+            keys.signer().dispatch(&body, not_after_ms, &agents, &SystemRandom::new())
+        });
+        Ok(signed.await.map_err(std::io::Error::other)??)
     }
 
     /// Tells each agent a message of its own, unsigned (acknowledgements, renewals).
@@ -408,6 +426,7 @@ impl Fleet {
                 state.lanes.insert(key, (lane, now_ms));
             }
         }
+        metrics::gauge!(names::CONTROL_KEPT, "kind" => "lane").set(state.lanes.len() as f64);
     }
 
     /// Lanes that a test accepts, in order of data id and agent, at most `limit`, and how many
@@ -456,5 +475,41 @@ impl Fleet {
         self.tell_all(server_message::Kind::Ping(ping), agents).await;
         run.wait(timeout).await;
         self.pings.end(nonce, agents)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use skein_wire::command::Verifier;
+    use skein_wire::signal::v1::{Command, RunTask};
+
+    /// The figure behind [`SIGN_AT_ONCE_MAX`]: run with `--nocapture` to see it.
+    #[test]
+    fn a_dispatch_to_ten_thousand_agents_verifies_on_each() {
+        let folder = tempfile::tempdir().unwrap();
+        let keys = CommandKeys::open(folder.path()).unwrap();
+        let agents: Vec<AgentId> = (0..10_000)
+            .map(|n| AgentId::parse(&format!("020000000052540025157e17533636{n:08}")).unwrap())
+            .collect();
+        let run = RunTask { script: vec![b'x'; 100 * 1024].into(), ..RunTask::default() };
+        let kind = Some(command_body::Kind::RunTask(run));
+        let body = CommandBody { command_id: CommandId([7; 16]).to_bytes(), kind };
+        for count in [SIGN_AT_ONCE_MAX, agents.len()] {
+            let began = std::time::Instant::now();
+            let random = SystemRandom::new();
+            let signed = keys.signer().dispatch(&body, 1_000, &agents[..count], &random).unwrap();
+            println!("a dispatch to {count} agents was signed in {:?}", began.elapsed());
+            let verifier = Verifier::new(keys.public().to_vec());
+            for place in [0, count / 2, count - 1] {
+                let bytes = [&signed.common[..], &signed.extras[place]].concat();
+                let message = ServerMessage::decode(&bytes[..]).unwrap();
+                let Some(server_message::Kind::Command(command)) = message.kind else { panic!() };
+                verifier.verify(&agents[place], &command, 999).unwrap();
+                let other = &agents[(place + 1) % count];
+                assert!(verifier.verify(other, &command, 999).is_err(), "is for one alone");
+                assert!(verifier.verify(other, &Command::default(), 999).is_err());
+            }
+        }
     }
 }
