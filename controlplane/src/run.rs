@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use skein_observe::names;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 
@@ -78,13 +79,14 @@ pub fn run_control(config: ControlConfig) -> anyhow::Result<()> {
     let outcome = runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
-        let control = Control::start(config).await?;
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
+        let mut control = Control::start(config).await?;
+        let outcome = tokio::select! {
+            _ = terminate.recv() => Ok(()),
+            _ = interrupt.recv() => Ok(()),
+            error = control.failed() => Err(error),
+        };
         control.stop().await;
-        anyhow::Ok(())
+        outcome
     });
     // Blocking readers of files end by themselves; nothing durable waits for them.
     runtime.shutdown_timeout(STOP_TIME);
@@ -94,6 +96,7 @@ pub fn run_control(config: ControlConfig) -> anyhow::Result<()> {
 /// A running control process; the seam for tests, which run it inside their own runtime.
 pub struct Control {
     api: SocketAddr,
+    store: Arc<dyn Store>,
     stop_api: tokio::sync::oneshot::Sender<()>,
     api_server: tokio::task::JoinHandle<()>,
     workers: JoinSet<()>,
@@ -111,7 +114,8 @@ impl Control {
         let started_ms = clock::now_ms();
         let folders = Folders::make(&config.data_dir)?;
 
-        let redb = RedbConfig::new(folders.control.join("store.redb"));
+        let store_path = folders.control.join("store.redb");
+        let redb = RedbConfig::new(&store_path);
         let store: Arc<dyn Store> = Arc::new(RedbStore::open(redb)?);
         let authority = Arc::new(Authority::open(&folders.control)?);
         authority.equip_server(&folders.data)?;
@@ -120,6 +124,7 @@ impl Control {
         let join_tokens = Arc::new(join_tokens);
         let admin_token_path = folders.control.join("admin.token");
         let admin_tokens = AdminTokens::load(store.clone(), &admin_token_path).await?;
+        let admin_tokens = Arc::new(admin_tokens);
         let registry = Arc::new(Registry::load(store.clone()).await?);
         let first_join = match registry.is_empty() && join_tokens.list().is_empty() {
             true => Some(join_tokens.create(JOIN_TTL_MS, 0, "made at first start".into()).await?),
@@ -156,6 +161,12 @@ impl Control {
         let worker = transfers::Worker::new(transfers.clone(), fleet.clone());
         workers.spawn(jobs::worker::run(worker, outlets.transfers, transfer_orders));
         workers.spawn(upkeep(metrics.clone()));
+        workers.spawn(forget_ended(
+            registry.clone(),
+            join_tokens.clone(),
+            admin_tokens.clone(),
+            store_path,
+        ));
         workers.spawn(renew_server_certificate(authority.clone(), folders.data.clone()));
 
         let certificate = match &config.api_tls {
@@ -176,11 +187,11 @@ impl Control {
             Some(tls) => format!("https://{}:{}", tls.local_host(api), api.port()),
         };
         let app = Arc::new(App {
-            store,
+            store: store.clone(),
             registry,
             fleet,
             join_tokens,
-            admin_tokens: Arc::new(admin_tokens),
+            admin_tokens,
             authority,
             routing,
             tasks,
@@ -204,7 +215,22 @@ impl Control {
         workers.spawn(Arc::new(server).run(links));
         write_ports(&folders.run, api, &api_url)?;
         tracing::info!(%api, api_url, dir = %config.data_dir.display(), "control process up");
-        Ok(Self { api, stop_api, api_server, workers })
+        Ok(Self { api, store, stop_api, api_server, workers })
+    }
+
+    /// Waits until this process cannot go on: the store has failed, or a worker has ended, which
+    /// only a bug makes it do. Whoever started the process starts it again.
+    pub async fn failed(&mut self) -> anyhow::Error {
+        tokio::select! {
+            error = self.store.failed() => anyhow::anyhow!(
+                "{error}; the control process ends, because it could keep nothing more: see to \
+                 the disk of its folder, then it goes on from what it had answered"
+            ),
+            ended = self.workers.join_next() => match ended {
+                Some(Err(error)) => anyhow::anyhow!("a worker of the control process failed: {error}"),
+                _ => anyhow::anyhow!("a worker of the control process ended before its time"),
+            },
+        }
     }
 
     /// Answers what was asked, then ends. What was accepted is stored already.
@@ -231,6 +257,29 @@ async fn renew_server_certificate(authority: Arc<Authority>, data: PathBuf) {
             ),
             Err(error) => tracing::error!(%error, "the server's certificate is not renewed"),
         }
+    }
+}
+
+/// Forgets what has ended, and says how much is kept.
+async fn forget_ended(
+    registry: Arc<Registry>,
+    join_tokens: Arc<JoinTokens>,
+    admin_tokens: Arc<AdminTokens>,
+    store: PathBuf,
+) {
+    let mut tick = tokio::time::interval(Duration::from_secs(60));
+    loop {
+        tick.tick().await;
+        let done = async {
+            registry.upkeep().await?;
+            join_tokens.upkeep().await?;
+            admin_tokens.upkeep().await
+        };
+        if let Err(error) = done.await {
+            tracing::warn!(%error, "what has ended is not forgotten");
+        }
+        let bytes = std::fs::metadata(&store).map_or(0, |file| file.len());
+        metrics::gauge!(names::CONTROL_STORE_BYTES).set(bytes as f64);
     }
 }
 

@@ -16,8 +16,10 @@ use super::error::ApiError;
 use super::extract::{Body, Query};
 use super::types::*;
 use crate::clock;
-use crate::identity::{JOIN_TTL_MS, JOIN_TTL_MS_MAX};
-use crate::registry::{LABEL_VALUE_BYTES_MAX, LIST_AGENTS_MAX, Selector, is_label_name};
+use crate::identity::{JOIN_TTL_MS, JOIN_TTL_MS_MAX, Withdrawn};
+use crate::registry::{
+    LABEL_VALUE_BYTES_MAX, LIST_AGENTS_MAX, SERIAL_DIGITS_MAX, Selector, is_label_name,
+};
 
 type Answer<T> = Result<Json<T>, ApiError>;
 type Shared = State<Arc<App>>;
@@ -108,13 +110,15 @@ pub async fn set_labels(
 }
 
 pub async fn revoke(State(app): Shared, Body(request): Body<RevokeRequest>) -> Answer<RevokeReply> {
+    check_note(&request.reason)?;
     let mut ids = Vec::new();
     for text in &request.agent_ids {
         let id = AgentId::parse(text).ok().filter(|id| app.registry.identity(id).is_some());
         ids.push(id.ok_or_else(|| ApiError::not_found(format!("there is no agent {text:?}")))?);
     }
     for serial in &request.certificate_serials {
-        if serial.len() > 64 || !serial.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        if serial.len() > SERIAL_DIGITS_MAX || !serial.bytes().all(|byte| byte.is_ascii_hexdigit())
+        {
             return Err(ApiError::invalid(format!("serial {serial:?} is not hexadecimal")));
         }
     }
@@ -251,13 +255,12 @@ pub async fn admin_tokens(State(app): Shared) -> Json<AdminTokenList> {
 }
 
 pub async fn delete_admin_token(State(app): Shared, Path(id): Path<String>) -> Answer<Empty> {
-    if app.admin_tokens.valid_besides(&id) == 0 {
-        let why = "this is the last admin token; make another first, or nobody could come in";
-        return Err(ApiError::conflict(why));
-    }
-    match app.admin_tokens.delete(&id).await? {
-        true => Ok(Json(Empty {})),
-        false => Err(ApiError::not_found(format!("there is no admin token {id:?}"))),
+    match app.admin_tokens.withdraw(&id).await? {
+        Withdrawn::Done => Ok(Json(Empty {})),
+        Withdrawn::Unknown => Err(ApiError::not_found(format!("there is no admin token {id:?}"))),
+        Withdrawn::Last => Err(ApiError::conflict(
+            "this is the last admin token; make another first, or nobody could come in",
+        )),
     }
 }
 

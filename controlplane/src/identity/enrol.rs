@@ -245,6 +245,19 @@ impl Enroller {
 
     async fn try_renew(&self, id: &AgentId, request: &RenewRequest) -> Result<RenewReply, Refusal> {
         let key = CertifiedKey::from_csr(&request.csr_der)?;
+        let mut attempts = 0;
+        loop {
+            match self.renew_once(id, &key).await {
+                // Its identity changed meanwhile; it may even be revoked.
+                Err(Refusal::Store(StoreError::Conflict { .. })) if attempts < ATTEMPTS_MAX => {
+                    attempts += 1;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    async fn renew_once(&self, id: &AgentId, key: &CertifiedKey) -> Result<RenewReply, Refusal> {
         let before = self.registry.identity(id).ok_or_else(|| Refusal::Unknown(id.clone()))?;
         if before.revoked_ms.is_some() {
             return Err(Refusal::Revoked(id.clone()));
@@ -254,7 +267,7 @@ impl Enroller {
         if owner.is_some_and(|owner| owner != *id) {
             return Err(Refusal::KeyTaken);
         }
-        let issued = self.authority.issue_agent(&key, id)?;
+        let issued = self.authority.issue_agent(key, id)?;
         let identity = Identity {
             key_sha256,
             serial: issued.serial,

@@ -14,4 +14,4 @@ pub use authority::{AGENT_LIFE_MS, Authority, AuthorityError, Issued, SERVER_NAM
 pub use command_keys::{CommandKeys, CommandKeysError};
 pub use csr::{CertifiedKey, CsrError};
 pub use enrol::{Enroller, agent_id_for};
-pub use tokens::{AdminTokens, JOIN_TTL_MS, JOIN_TTL_MS_MAX, JoinTokens, TokenRefusal};
+pub use tokens::{AdminTokens, JOIN_TTL_MS, JOIN_TTL_MS_MAX, JoinTokens, TokenRefusal, Withdrawn};

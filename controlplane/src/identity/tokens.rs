@@ -5,10 +5,11 @@
 //! which must be absent: two enrolments can never share a use, and ten thousand that run at the
 //! same time on one unlimited token do not wait for each other.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
+use skein_observe::names;
 use skein_wire::ids::hex_encode;
 use skein_wire::merkle::sha256;
 use skein_wire::token::JoinToken;
@@ -107,22 +108,29 @@ impl Reserved {
 impl JoinTokens {
     /// Loads what is stored.
     pub async fn load(store: Arc<dyn Store>, ca_sha256: [u8; 32]) -> Result<Self, StoreError> {
+        let mut uses: HashMap<String, BTreeSet<u32>> = HashMap::new();
+        for entry in store.range_all(JOIN_USE).await? {
+            let one = entry.key[JOIN_USE.len()..].split_once('/');
+            if let Some((id, Ok(number))) = one.map(|(id, number)| (id, number.parse())) {
+                uses.entry(id.to_owned()).or_default().insert(number);
+            }
+        }
         let mut tokens = HashMap::new();
         for entry in store.range_all(JOIN).await? {
             let record: JoinRecord = decode(&entry)?;
             let id = entry.key[JOIN.len()..].to_owned();
-            let uses = store.range_all(&format!("{JOIN_USE}{id}/")).await?;
-            let last = uses.last().and_then(|entry| entry.key.rsplit('/').next()?.parse().ok());
-            let next_use = last.map_or(0, |last: u32| last + 1);
-            let taken: std::collections::HashSet<u32> = uses
-                .iter()
-                .filter_map(|entry| entry.key.rsplit('/').next()?.parse().ok())
-                .collect();
+            let taken = uses.remove(&id).unwrap_or_default();
+            let next_use = taken.last().map_or(0, |last| last + 1);
             let free = (0..next_use).filter(|number| !taken.contains(number)).collect();
             let used = taken.len() as u32;
             tokens.insert(id, JoinState { record, next_use, free, used });
         }
-        Ok(Self { store, ca_sha256, tokens: Mutex::new(tokens) })
+        let this = Self { store, ca_sha256, tokens: Mutex::new(tokens) };
+        // What is left belongs to tokens whose removal was cut off.
+        for id in uses.keys() {
+            this.remove(id).await?;
+        }
+        Ok(this)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, JoinState>> {
@@ -190,6 +198,14 @@ impl JoinTokens {
         Ok(())
     }
 
+    /// Forgets tokens that ended a while ago.
+    pub async fn upkeep(&self) -> Result<(), StoreError> {
+        self.forget_ended().await?;
+        let kept = self.lock().len();
+        metrics::gauge!(names::CONTROL_KEPT, "kind" => "join_token").set(kept as f64);
+        Ok(())
+    }
+
     async fn forget_ended(&self) -> Result<(), StoreError> {
         let before = clock::now_ms() - KEEP_ENDED_MS;
         let ended: Vec<String> = {
@@ -211,8 +227,10 @@ impl JoinTokens {
         id: &str,
         secret: &[u8],
     ) -> Result<&'a mut JoinState, TokenRefusal> {
+        // Hashed first, so that an id that exists takes no longer than one that does not.
+        let hash = hex_encode(&sha256(secret));
         let state = tokens.get_mut(id).ok_or(TokenRefusal::Unknown)?;
-        if !same(&state.record.sha256, &hex_encode(&sha256(secret))) {
+        if !same(&state.record.sha256, &hash) {
             return Err(TokenRefusal::Unknown);
         }
         if clock::now_ms() > state.record.expires_ms {
@@ -283,6 +301,19 @@ struct AdminRecord {
 pub struct AdminTokens {
     store: Arc<dyn Store>,
     tokens: Mutex<HashMap<String, AdminRecord>>,
+    /// Held while one is withdrawn, so that two cannot each leave the other as the last.
+    withdrawing: tokio::sync::Mutex<()>,
+}
+
+/// What became of a wish to withdraw an admin token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Withdrawn {
+    /// It opens nothing any more.
+    Done,
+    /// There is none of that id.
+    Unknown,
+    /// It is the last that is valid.
+    Last,
 }
 
 impl AdminTokens {
@@ -296,7 +327,8 @@ impl AdminTokens {
         for entry in store.range_all(ADMIN).await? {
             tokens.insert(entry.key[ADMIN.len()..].to_owned(), decode(&entry)?);
         }
-        let this = Self { store, tokens: Mutex::new(tokens) };
+        let (tokens, withdrawing) = (Mutex::new(tokens), tokio::sync::Mutex::new(()));
+        let this = Self { store, tokens, withdrawing };
         if this.valid_besides("") == 0 {
             let (id, token, record) = this.make(None, "made at first start".into())?;
             // The file first: a token that nobody can read would lock the operator out.
@@ -344,6 +376,7 @@ impl AdminTokens {
         ttl_ms: Option<u64>,
         note: String,
     ) -> Result<AdminTokenCreated, StoreError> {
+        self.forget_ended().await?;
         if self.lock().len() >= TOKENS_MAX {
             let what = "another admin token".into();
             return Err(StoreError::TooLarge { what, max: TOKENS_MAX });
@@ -368,18 +401,46 @@ impl AdminTokens {
         list
     }
 
-    /// Withdraws a token. False: there is none of that id.
-    pub async fn delete(&self, id: &str) -> Result<bool, StoreError> {
+    /// Withdraws a token, unless nobody could come in after that.
+    pub async fn withdraw(&self, id: &str) -> Result<Withdrawn, StoreError> {
+        let _withdrawing = self.withdrawing.lock().await;
         if !self.lock().contains_key(id) {
-            return Ok(false);
+            return Ok(Withdrawn::Unknown);
+        }
+        if self.valid_besides(id) == 0 {
+            return Ok(Withdrawn::Last);
         }
         self.store.commit(Batch::new().delete(format!("{ADMIN}{id}"))).await?;
         self.lock().remove(id);
-        Ok(true)
+        Ok(Withdrawn::Done)
+    }
+
+    /// Forgets tokens that ended a while ago.
+    pub async fn upkeep(&self) -> Result<(), StoreError> {
+        self.forget_ended().await?;
+        let kept = self.lock().len();
+        metrics::gauge!(names::CONTROL_KEPT, "kind" => "admin_token").set(kept as f64);
+        Ok(())
+    }
+
+    async fn forget_ended(&self) -> Result<(), StoreError> {
+        let before_ms = clock::now_ms() - KEEP_ENDED_MS;
+        let ended: Vec<String> = {
+            let tokens = self.lock();
+            let is_old =
+                |record: &AdminRecord| record.expires_ms.is_some_and(|end| end < before_ms);
+            let ended = tokens.iter().filter(|(_, record)| is_old(record));
+            ended.map(|(id, _)| id.clone()).collect()
+        };
+        for id in ended {
+            self.store.commit(Batch::new().delete(format!("{ADMIN}{id}"))).await?;
+            self.lock().remove(&id);
+        }
+        Ok(())
     }
 
     /// How many tokens other than one are valid now.
-    pub fn valid_besides(&self, id: &str) -> usize {
+    fn valid_besides(&self, id: &str) -> usize {
         let now_ms = clock::now_ms();
         let valid = |record: &AdminRecord| record.expires_ms.is_none_or(|end| end >= now_ms);
         let tokens = self.lock();

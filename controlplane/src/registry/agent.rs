@@ -37,6 +37,10 @@ pub struct Identity {
     /// Why.
     #[serde(default)]
     pub revoke_reason: String,
+    /// Revision of the store at which it was written: who changes it names the one that was read,
+    /// so that a renewal can never undo a revocation that came between.
+    #[serde(skip)]
+    pub revision: u64,
 }
 
 /// Stored when it differs from what is stored.

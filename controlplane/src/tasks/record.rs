@@ -30,6 +30,7 @@ const DELIVER_WITHIN_MS: u64 = 30_000;
 const DELIVER_WITHIN_MS_MAX: u64 = 7 * 24 * 3_600_000;
 const ARGS_MAX: usize = 256;
 const ARGS_BYTES_MAX: usize = 32 * 1024;
+const USER_BYTES_MAX: usize = 128;
 const NOTE_BYTES_MAX: usize = 1_024;
 /// After the last moment at which a script can have ended, agents have this long to report.
 const REPORT_WITHIN_MS: i64 = 600_000;
@@ -150,6 +151,10 @@ impl TaskRecord {
         if request.note.len() > NOTE_BYTES_MAX {
             return invalid(format!("the note is longer than {NOTE_BYTES_MAX} bytes"));
         }
+        let user = request.user.unwrap_or_default();
+        if user.len() > USER_BYTES_MAX || user.contains(|c: char| c.is_control() || c == '/') {
+            return invalid(format!("user {:?} is not a user's name", cut(&user)));
+        }
         let timeout_ms = request.timeout_ms.unwrap_or(TIMEOUT_MS);
         if !(1..=TIMEOUT_MS_MAX).contains(&timeout_ms) {
             return invalid(format!("timeout_ms must be 1 to {TIMEOUT_MS_MAX}"));
@@ -172,7 +177,7 @@ impl TaskRecord {
             script: request.script,
             interpreter: request.interpreter,
             args: request.args,
-            user: request.user.unwrap_or_default(),
+            user,
             timeout_ms,
             kill_grace_ms,
             output_bytes_max,
@@ -210,6 +215,11 @@ impl TaskRecord {
     }
 }
 
+/// The beginning of a text from outside, for an error.
+fn cut(text: &str) -> &str {
+    &text[..text.floor_char_boundary(USER_BYTES_MAX)]
+}
+
 /// Reads all tasks.
 pub(super) async fn load(store: &dyn Store) -> Result<HashMap<TaskId, Entry>, StoreError> {
     let mut entries = HashMap::new();
@@ -238,7 +248,7 @@ mod tests {
         assert_eq!(record.interpreter, ["/bin/bash"]);
         assert_eq!(record.deliver_by_ms, 31_000);
         type Change = fn(&mut TaskRequest);
-        let wrong: [(Change, &str); 8] = [
+        let wrong: [(Change, &str); 10] = [
             (|r| r.script = " ".into(), "empty"),
             (|r| r.script = "x".repeat(200_000), "push it"),
             (|r| r.script = "a\0b".into(), "NUL"),
@@ -246,6 +256,8 @@ mod tests {
             (|r| r.timeout_ms = Some(0), "timeout_ms"),
             (|r| r.output_bytes_max = Some(u64::MAX), "output_bytes_max"),
             (|r| r.task_id = Some("x".into()), "32 hexadecimal"),
+            (|r| r.user = Some("u".repeat(1_000_000)), "user's name"),
+            (|r| r.user = Some("../root".into()), "user's name"),
             (|r| r.args = vec!["x".into(); 300], "arguments"),
         ];
         for (change, hint) in wrong {

@@ -436,6 +436,12 @@ impl Worker {
                 let ended_ms = entry.record.ended_ms?;
                 Some(Ended { ended_ms, id: *id, hosts: entry.hosts.len(), bytes })
             });
+            let gauge = |kind: &'static str, count: usize| {
+                metrics::gauge!(names::CONTROL_KEPT, "kind" => kind).set(count as f64);
+            };
+            gauge("task", entries.len());
+            gauge("task_host", hosts);
+            metrics::gauge!(names::CONTROL_TASK_OUTPUT_DISK_BYTES).set(bytes as f64);
             history::beyond(ended.collect(), hosts, bytes, &HISTORY, clock::now_ms())
         };
         for id in doomed {

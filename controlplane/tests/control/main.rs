@@ -2,6 +2,7 @@
 
 mod enrolment;
 mod harness;
+mod hostile;
 mod operators;
 mod restart;
 mod running_tasks;

@@ -2,7 +2,9 @@
 
 use skein_controlplane::api::types::*;
 use skein_wire::signal::v1::agent_message::Kind as Agent;
-use skein_wire::signal::v1::{CommandBody, TaskOutput, TaskState, TaskUpdate, command_body};
+use skein_wire::signal::v1::{
+    CommandBody, CommandRefused, TaskOutput, TaskState, TaskUpdate, command_body,
+};
 
 use crate::harness::{Api, fleet_of, until};
 
@@ -185,4 +187,69 @@ async fn a_refusal_of_the_agent_is_the_hosts_state() {
     let detail = server.api.ended_task(&task.task_id).await;
     assert_eq!(detail.hosts[0].state, TaskHostState::Refused);
     assert_eq!(detail.hosts[0].error, "task_queue_full");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_order_that_was_lost_on_its_way_is_sent_again() {
+    let (server, data, agents) = fleet_of(&["a"]).await;
+    let (mut orders, mut run) = (0, runs("here\n", 0));
+    data.up(&agents[0], move |body| {
+        orders += 1;
+        if orders == 1 { Vec::new() } else { run(body) }
+    });
+    let request = TaskRequest { targets: "all".into(), script: "x".into(), ..Default::default() };
+    let task: Task = server.api.post("/tasks", &request).await.unwrap();
+    let detail = server.api.ended_task(&task.task_id).await;
+    assert_eq!(detail.hosts[0].state, TaskHostState::Succeeded);
+    let seen = data.seen();
+    let [(_, first), (_, second)] = &seen.commands[..] else { panic!("{}", seen.commands.len()) };
+    assert_eq!(first.kind, second.kind, "the same order, by which the agent knows it");
+    assert_ne!(first.command_id, second.command_id, "a new command: the old one is no replay");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cancel_that_was_lost_on_its_way_is_sent_again() {
+    let (server, data, agents) = fleet_of(&["a"]).await;
+    let mut cancels = 0;
+    data.up(&agents[0], move |body| match body.kind {
+        Some(command_body::Kind::RunTask(run)) => {
+            vec![Agent::TaskUpdate(update(&run.task_id, TaskState::Running))]
+        }
+        Some(command_body::Kind::CancelTask(cancel)) => {
+            cancels += 1;
+            let end = Agent::TaskUpdate(update(&cancel.task_id, TaskState::Cancelled));
+            if cancels == 1 { Vec::new() } else { vec![end] }
+        }
+        _ => Vec::new(),
+    });
+    let request = TaskRequest { targets: "all".into(), script: "x".into(), ..Default::default() };
+    let task: Task = server.api.post("/tasks", &request).await.unwrap();
+    until("the order comes", || data.seen().commands.first().map(|_| ())).await;
+    server.api.post::<Task>(&format!("/tasks/{}/cancel", task.task_id), &Empty {}).await.unwrap();
+    let detail = server.api.ended_task(&task.task_id).await;
+    assert_eq!(detail.hosts[0].state, TaskHostState::Cancelled);
+}
+
+/// The refusal of an order crossed its repeat, which the agent then took: the script runs, and
+/// `refused` would be a lie.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_late_refusal_of_an_older_dispatch_ends_nothing() {
+    let (server, data, agents) = fleet_of(&["a"]).await;
+    let mut first = None;
+    let mut run = runs("x", 0);
+    data.up(&agents[0], move |body| match first.take() {
+        None => {
+            first = Some(body.command_id);
+            Vec::new()
+        }
+        Some(command_id) => {
+            let reason = "task_queue_full".to_owned();
+            let refused = Agent::CommandRefused(CommandRefused { command_id, reason });
+            std::iter::once(refused).chain(run(body)).collect()
+        }
+    });
+    let request = TaskRequest { targets: "all".into(), script: "x".into(), ..Default::default() };
+    let task: Task = server.api.post("/tasks", &request).await.unwrap();
+    let detail = server.api.ended_task(&task.task_id).await;
+    assert_eq!(detail.hosts[0].state, TaskHostState::Succeeded, "{}", detail.hosts[0].error);
 }
