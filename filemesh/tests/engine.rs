@@ -316,12 +316,12 @@ fn odd_but_legal_names_arrive() {
 }
 
 #[test]
-fn directories_pipes_and_devices_are_not_replaced() {
+fn directories_sockets_and_devices_are_not_replaced() {
     let fixture = fixture(100);
     let place = fixture.path("target/final.bin");
-    let pipe = std::process::Command::new("mkfifo").arg(&place).status().unwrap();
-    assert!(pipe.success());
+    let socket = std::os::unix::net::UnixListener::bind(&place).unwrap();
     assert!(matches!(fixture.open(), Err(FileError::Occupied { .. })));
+    drop(socket);
     fs::remove_file(&place).unwrap();
     fs::create_dir(&place).unwrap();
     assert!(matches!(fixture.open(), Err(FileError::Occupied { .. })));
