@@ -184,6 +184,55 @@ fn revocation_closes_every_channel_at_once_and_outlives_a_restart_of_control() {
     server.process.stop().unwrap();
 }
 
+/// Certificates that must open nothing: no longer or not yet valid, of another authority, signed
+/// by itself, without an agent's name, without the use that a client needs.
+#[test]
+fn expired_foreign_and_nameless_certificates_are_refused_and_counted() {
+    let server = Server::start();
+    let foreign = common::Pki::new();
+    let by_us = |change: fn(&mut rcgen::CertificateParams)| server.pki.agent_with("bad", change);
+    let before = metric("skein_data_handshakes_total{result=\"failed\"}");
+    let refused = [
+        by_us(|params| params.not_after = rcgen::date_time_ymd(2001, 1, 1)),
+        by_us(|params| params.not_before = rcgen::date_time_ymd(2999, 1, 1)),
+        by_us(|params| {
+            params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth];
+        }),
+        foreign.agent("bad", 1),
+        common::self_signed("bad"),
+    ];
+    let handshakes = refused.len() * 3;
+    for identity in refused {
+        for kind in [ChannelKind::Signal, ChannelKind::Data, ChannelKind::File] {
+            let identity = (identity.0.clone(), identity.1.clone_key());
+            let mut client = server.connect(kind, Some(identity));
+            // In TLS 1.3 a client learns of its refusal when it reads.
+            let hello = Hello::new(kind, Instance([1; 16])).encode();
+            let _ = client.stream.write_all(&hello);
+            client.closed();
+            assert!(client.buffer.is_empty(), "HELLO was answered");
+        }
+    }
+    let failed = || metric("skein_data_handshakes_total{result=\"failed\"}") - before;
+    assert!(failed() >= handshakes as f64, "{} of {handshakes}", failed());
+
+    // A good certificate that names no agent passes TLS and opens nothing.
+    let nameless = by_us(|params| params.distinguished_name = rcgen::DistinguishedName::new());
+    let mut client = server.connect(ChannelKind::Signal, Some(nameless));
+    client.send(&Hello::new(ChannelKind::Signal, Instance([1; 16])).encode());
+    client.closed();
+    assert!(client.buffer.is_empty());
+    assert!(metric("skein_data_protocol_errors_total{kind=\"none\",error=\"identity\"}") >= 1.0);
+
+    // The same with a certificate that is still valid, so the cases above fail for their reason.
+    let valid = server.pki.agent_with("good", |params| {
+        params.not_after = rcgen::date_time_ymd(2999, 1, 1);
+    });
+    let (_good, ack) = server.open(ChannelKind::Signal, Some(valid), 1);
+    assert_eq!(ack.status, HelloStatus::Ok);
+    server.process.stop().unwrap();
+}
+
 #[test]
 fn garbage_oversize_and_foreign_versions_are_closed_and_counted() {
     let server = Server::start();
@@ -259,11 +308,28 @@ fn who_dribbles_before_authentication_is_closed_in_time_and_holds_little() {
             })
         })
         .collect();
+    // Inside TLS, a HELLO byte by byte.
+    let in_tls: Vec<_> = [ChannelKind::Signal, ChannelKind::Data, ChannelKind::File]
+        .map(|kind| server.connect(kind, Some(server.pki.agent("d", 6))))
+        .into_iter()
+        .map(|mut client| {
+            std::thread::spawn(move || {
+                for byte in Hello::new(ChannelKind::Signal, Instance([1; 16])).encode() {
+                    let written = client.stream.write_all(&[byte]);
+                    if written.and_then(|()| client.stream.flush()).is_err() {
+                        return;
+                    }
+                    std::thread::sleep(Duration::from_millis(300));
+                }
+                panic!("a HELLO that takes 9.6 s is read to its end");
+            })
+        })
+        .collect();
     // An enrol channel that says HELLO and no more has the same time.
     let (mut silent, ack) = server.open(ChannelKind::Enrol, None, 1);
     assert_eq!(ack.status, HelloStatus::Ok);
     silent.closed();
-    dribblers.into_iter().for_each(|dribbler| dribbler.join().unwrap());
+    dribblers.into_iter().chain(in_tls).for_each(|dribbler| dribbler.join().unwrap());
     let took = begun.elapsed();
     let limit = Duration::from_millis(PRE_AUTH_TIME_MS);
     assert!(took >= limit && took < limit + Duration::from_secs(3), "{took:?}");

@@ -44,6 +44,8 @@ pub struct Conn {
     accepted_ms: u64,
     /// Observed time of the last byte.
     heard_ms: u64,
+    /// When the TLS record that is not whole began.
+    record_since_ms: Option<u64>,
     challenge_until_ms: Option<u64>,
     /// Plaintext to be encrypted when the socket asks for output.
     plain: Vec<u8>,
@@ -90,6 +92,7 @@ impl Conn {
             remote,
             accepted_ms: now_ms,
             heard_ms: now_ms,
+            record_since_ms: None,
             challenge_until_ms: None,
             plain: Vec::new(),
             out: Vec::new(),
@@ -144,6 +147,27 @@ impl Conn {
         (self.tls.held_bytes() + state).min(PRE_AUTH_BYTES_MAX)
     }
 
+    /// Bytes of memory in which received bytes wait; none while it is idle.
+    pub fn held_bytes(&self) -> usize {
+        let state = match &self.state {
+            State::Hello(hello) => hello.early.capacity(),
+            State::Enrol(enrol, _) => enrol.held_bytes(),
+            State::Signal(signal) => signal.held_bytes(),
+            State::Data(data) => data.held_bytes(),
+            State::File(file) => file.held_bytes(),
+            State::Ended => 0,
+        };
+        self.tls.held_bytes() + state
+    }
+
+    /// The router worker that takes what it receives.
+    pub fn router_worker(&self) -> Option<usize> {
+        match &self.state {
+            State::Data(data) => Some(data.worker),
+            _ => None,
+        }
+    }
+
     /// Moves bytes that TLS kept to the front of the shard's buffer; says how many.
     pub fn lend(&mut self, scratch: &mut [u8]) -> usize {
         self.tls.lend(scratch)
@@ -165,18 +189,24 @@ impl Conn {
         loop {
             match self.turn(&mut scratch[..filled], ctx) {
                 Ok(true) => filled = self.tls.lend(scratch),
-                Ok(false) => return,
+                Ok(false) => break,
                 Err(reason) => return self.close(reason, ctx),
             }
         }
+        // A record that trickles in is no better than a message that does; one that waits for us is
+        // not the peer's fault.
+        let trickles = self.tls.held_bytes() > 0 && self.read_room(false).is_some();
+        let since_ms = self.record_since_ms.unwrap_or(ctx.now_ms);
+        self.record_since_ms = trickles.then_some(since_ms);
     }
 
     /// One pass over the buffer; true when TLS holds more that can be processed now.
     fn turn(&mut self, buffer: &mut [u8], ctx: &mut Ctx<'_>) -> Result<bool, CloseReason> {
         let was_established = self.tls.is_established();
-        let Self { tls, state, plain, out, remote, .. } = self;
+        let Self { tls, state, plain, out, remote, record_since_ms, .. } = self;
         let mut result = Ok(());
         let received = tls.receive(buffer, out, |input| {
+            *record_since_ms = None;
             if result.is_err() {
                 return Flow::Pause;
             }
@@ -263,12 +293,15 @@ impl Conn {
             State::File(file) => file.wants_read(),
             _ => false,
         };
+        let mut heard_ms = self.heard_ms;
+        if free && matches!(self.state, State::Data(_)) {
+            heard_ms = ctx.now_ms; // it could not be heard while it was not read
+        }
         if free && self.tls.held_bytes() > 0 {
             let filled = self.tls.lend(scratch);
-            let heard_ms = self.heard_ms;
             self.receive(scratch, filled, ctx);
-            self.heard_ms = heard_ms;
         }
+        self.heard_ms = heard_ms;
     }
 
     /// What keeps it from being read, and the router worker if that is what it waits for.
@@ -400,17 +433,19 @@ impl Conn {
         }
         let frame = |since: Option<u64>| since.map(|since| since + FRAME_TIME_MS);
         let lost = self.heard_ms + lost_after_ms;
-        let soonest = |other: [Option<u64>; 2]| other.into_iter().flatten().fold(lost, u64::min);
+        let record = frame(self.record_since_ms);
+        let soonest = |other: [Option<u64>; 3]| other.into_iter().flatten().fold(lost, u64::min);
         match &self.state {
             State::Hello(_) | State::Enrol(EnrolState::Reading(_), _) => {
                 self.accepted_ms + PRE_AUTH_TIME_MS
             }
             State::Enrol(EnrolState::Waiting, since_ms) => since_ms + ENROL_WAIT_MS,
             State::Signal(signal) => {
-                soonest([frame(signal.partial_since_ms()), self.challenge_until_ms])
+                soonest([frame(signal.partial_since_ms()), record, self.challenge_until_ms])
             }
-            State::Data(data) => soonest([frame(data.partial_since_ms()), None]),
-            State::File(_) => self.heard_ms + FILE_IDLE_MS,
+            State::Data(data) => soonest([frame(data.partial_since_ms()), record, None]),
+            State::File(file) if file.is_in_handshake() => self.accepted_ms + FILE_IDLE_MS,
+            State::File(_) => (self.heard_ms + FILE_IDLE_MS).min(record.unwrap_or(u64::MAX)),
             State::Ended => self.accepted_ms,
         }
     }
@@ -422,6 +457,10 @@ impl Conn {
             return;
         }
         let lost = self.heard_ms + ctx.shared.liveness.lost_after_ms() <= ctx.now_ms;
+        if lost && self.blocked().is_some() {
+            self.heard_ms = ctx.now_ms; // we do not read it, so its silence is ours
+            return;
+        }
         let challenged = self.challenge_until_ms.is_some_and(|until| until <= ctx.now_ms);
         let reason = match &self.state {
             State::Hello(_) | State::Enrol(EnrolState::Reading(_), _) => {

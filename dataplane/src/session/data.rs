@@ -96,6 +96,12 @@ impl DataState {
         (partial && self.blocked().is_none()).then_some(self.frame_since_ms)
     }
 
+    /// Memory of what is not whole or has no reservation; bodies that have one are counted there.
+    pub fn held_bytes(&self) -> usize {
+        let body = self.body.as_ref().filter(|body| !body.reserved);
+        self.head.capacity() + body.map_or(0, |body| body.body.capacity())
+    }
+
     /// Takes plaintext.
     pub fn receive(
         &mut self,

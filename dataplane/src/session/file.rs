@@ -70,6 +70,16 @@ impl FileState {
         }
     }
 
+    /// Memory of what was received and not used up.
+    pub fn held_bytes(&self) -> usize {
+        self.input.capacity()
+    }
+
+    /// Whether the peer has not named a transfer that is open.
+    pub fn is_in_handshake(&self) -> bool {
+        matches!(self.phase, Phase::Handshake)
+    }
+
     /// Takes plaintext; it is looked at in [`Self::advance`], once per turn.
     pub fn receive(&mut self, input: &[u8], ctx: &mut Ctx<'_>) {
         if self.input.capacity() == 0 {

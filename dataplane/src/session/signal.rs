@@ -36,6 +36,11 @@ impl SignalState {
         (!self.partial.is_empty()).then_some(self.partial_since_ms)
     }
 
+    /// Memory of the message that is not whole.
+    pub fn held_bytes(&self) -> usize {
+        self.partial.capacity()
+    }
+
     /// Takes plaintext.
     pub fn receive(
         &mut self,

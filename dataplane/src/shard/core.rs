@@ -62,10 +62,14 @@ struct Slot {
     dirty: bool,
     /// Queued in `router_waiters`.
     awaits_router: bool,
+    /// Queued in `memory_waiters`.
+    awaits_memory: bool,
     /// Counted in `pre_auth`.
     pre_auth: bool,
     /// Counted in `out_bytes`.
     out_bytes: usize,
+    /// Counted in `held_bytes`.
+    held_bytes: usize,
 }
 
 /// One shard.
@@ -85,6 +89,8 @@ pub struct Shard {
     spare: Vec<Vec<u8>>,
     assembly: Budget,
     out_bytes: usize,
+    /// Memory in which received bytes wait, of all sessions.
+    held_bytes: usize,
     pre_auth: usize,
     metrics: ShardMetrics,
     dirty: Vec<ConnKey>,
@@ -147,6 +153,7 @@ impl Shard {
             spare: Vec::new(),
             assembly: Budget::new(ASSEMBLY_BYTES_MAX),
             out_bytes: 0,
+            held_bytes: 0,
             pre_auth: 0,
             metrics: ShardMetrics::new(number),
             dirty: Vec::new(),
@@ -161,6 +168,11 @@ impl Shard {
     /// Number of connections.
     pub fn connections(&self) -> usize {
         self.conns.len()
+    }
+
+    /// Memory in which received bytes wait, of all sessions; idle ones have none.
+    pub fn held_bytes(&self) -> usize {
+        self.held_bytes
     }
 
     /// Whether so many connections have not authenticated that no other should be accepted now.
@@ -195,8 +207,10 @@ impl Shard {
             due_ms: u64::MAX,
             dirty: false,
             awaits_router: false,
+            awaits_memory: false,
             pre_auth: true,
             out_bytes: 0,
+            held_bytes: 0,
         };
         let key = self.conns.insert(slot).map_err(|_| AcceptRefused::Full)?;
         self.pre_auth += 1;
@@ -208,8 +222,10 @@ impl Shard {
     /// followed by [`Self::received`].
     pub fn lend(&mut self, key: ConnKey) -> Option<&mut [u8]> {
         debug_assert!(self.lent.is_none(), "lent twice");
-        let tight = self.assembly.is_tight();
         let conn = &mut self.conns.get_mut(key)?.conn;
+        // What a full router does not take stays with the session: one record at most.
+        let router_full = conn.router_worker().is_some_and(|worker| self.awaited[worker]);
+        let tight = router_full || self.assembly.is_tight();
         let room = conn.read_room(tight).filter(|room| *room > 0)?;
         let held = conn.lend(&mut self.scratch);
         self.lent = Some((key, held));
@@ -271,6 +287,13 @@ impl Shard {
         }
         if let Some(slot) = self.conns.remove(key) {
             self.out_bytes -= slot.out_bytes;
+            self.held_bytes -= slot.held_bytes;
+            if slot.awaits_memory {
+                self.memory_waiters.retain(|waiter| *waiter != key);
+            }
+            if slot.awaits_router {
+                self.router_waiters.iter_mut().for_each(|of| of.retain(|waiter| *waiter != key));
+            }
             self.pre_auth -= usize::from(slot.pre_auth);
         }
         true
@@ -330,6 +353,9 @@ impl Shard {
         let out_bytes = slot.conn.output_bytes();
         self.out_bytes = self.out_bytes + out_bytes - slot.out_bytes;
         slot.out_bytes = out_bytes;
+        let held_bytes = slot.conn.held_bytes();
+        self.held_bytes = self.held_bytes + held_bytes - slot.held_bytes;
+        slot.held_bytes = held_bytes;
         if wake && !slot.dirty {
             slot.dirty = true;
             self.dirty.push(key);
@@ -344,7 +370,7 @@ impl Shard {
                 }
                 self.wait_for(worker);
             }
-            Some((Blocked::Memory, _)) if !self.memory_waiters.contains(&key) => {
+            Some((Blocked::Memory, _)) if !std::mem::replace(&mut slot.awaits_memory, true) => {
                 self.memory_waiters.push_back(key);
             }
             _ => {}
@@ -363,6 +389,9 @@ impl Shard {
         // Each resumed session settles too; taking the queue keeps that from nesting.
         let mut waiters = std::mem::take(&mut self.memory_waiters);
         while let Some(key) = waiters.pop_front() {
+            if let Some(slot) = self.conns.get_mut(key) {
+                slot.awaits_memory = false;
+            }
             self.resume(key);
             if self.assembly.is_tight() {
                 break;
@@ -466,7 +495,8 @@ impl Shard {
         for key in due {
             self.fire(key);
         }
-        self.metrics.buffers.set(self.assembly.used() as f64 + self.out_bytes as f64);
+        let buffers = self.assembly.used() + self.out_bytes + self.held_bytes;
+        self.metrics.buffers.set(buffers as f64);
         stalled
     }
 

@@ -8,20 +8,26 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use bytes::Bytes;
 use proptest::prelude::*;
 use rustls::ClientConnection;
+use skein_filemesh::core::peer_wire::{Handshake, peer_id};
+use skein_wire::batch::{BatchHeader, HEADER_BYTES};
+use skein_wire::compress::Codec;
+use skein_wire::data::TYPE_BATCH;
 use skein_wire::frame;
 use skein_wire::hello::{ChannelKind, HELLO_BYTES, Hello, HelloAck, HelloStatus};
-use skein_wire::ids::{AgentId, Instance};
-use skein_wire::limits::{PRE_AUTH_BYTES_MAX, PRE_AUTH_TIME_MS, SIGNAL_MESSAGE_BYTES_MAX};
+use skein_wire::ids::{AgentId, DataId, Epoch, Instance, Sequence};
+use skein_wire::limits::{
+    BATCH_BODY_BYTES_MAX, PRE_AUTH_BYTES_MAX, PRE_AUTH_TIME_MS, SIGNAL_MESSAGE_BYTES_MAX,
+};
 use skein_wire::prost::Message;
 use skein_wire::signal::v1::{
-    AgentMessage, Heartbeat, Ping, ServerMessage, agent_message, server_message,
+    AgentMessage, Heartbeat, HostFacts, Ping, ServerMessage, agent_message, server_message,
 };
 
 use super::*;
 use crate::directory::Directory;
 use crate::files::{FilePool, FileService};
 use crate::fleet::FleetLink;
-use crate::limits::SIGNAL_OUT_BYTES_MAX;
+use crate::limits::{ASSEMBLY_BYTES_MAX, FILE_IDLE_MS, FRAME_TIME_MS, SIGNAL_OUT_BYTES_MAX};
 use crate::router::{self, DiskChoice, Limits, RouterConfig};
 use crate::session::{Liveness, Shared};
 use crate::tls::tests::{Pki, hear, sent};
@@ -210,6 +216,150 @@ fn a_session_that_is_replaced_or_revoked_leaves_nothing_behind() {
     assert_eq!(world.shard.connections(), 0);
     assert!(world.shared.directory.sessions(&AgentId::parse("a").unwrap()).is_empty());
     assert!(world.shard.lend(peer.key).is_none() && world.shard.output(peer.key).is_empty());
+}
+
+fn data_sessions(world: &World, agent: &str) -> usize {
+    world.shared.directory.sessions(&AgentId::parse(agent).unwrap()).len()
+}
+
+/// Prefix and header of a batch with a body of this size.
+fn batch_head(body_bytes: u32) -> Vec<u8> {
+    let header = BatchHeader {
+        codec: Codec::None,
+        flags: 0,
+        data_id: DataId(1001),
+        record_count: 1,
+        body_bytes,
+        raw_bytes: body_bytes,
+        epoch: Epoch(1),
+        first: Sequence(0),
+        base_timestamp_ms: 0,
+        max_timestamp_ms: 0,
+        body_crc: 0,
+    };
+    let length = u32::try_from(HEADER_BYTES).unwrap() + body_bytes;
+    let mut head = length.to_be_bytes().to_vec();
+    head[0] = TYPE_BATCH;
+    head.extend_from_slice(&header.encode());
+    head
+}
+
+/// After traffic in pieces of every size a session that is idle holds no receive buffer; while a
+/// message is under way it holds that message.
+#[test]
+fn an_idle_session_holds_at_most_1_kib_of_receive_buffer() {
+    const IDLE_BYTES_MAX: usize = 1024;
+    let mut world = World::new();
+    let mut signal = world.open(ChannelKind::Signal, "a");
+    let mut data = world.open(ChannelKind::Data, "a");
+    let file = world.open(ChannelKind::File, "a");
+    let enrol = world.connect(None);
+    let sessions = [&signal, &data, &file, &enrol].len();
+    assert!(world.shard.held_bytes() <= sessions * IDLE_BYTES_MAX);
+
+    let facts = HostFacts { hostname: "h".repeat(50_000), ..HostFacts::default() };
+    let message = AgentMessage { kind: Some(agent_message::Kind::Facts(facts)) };
+    let mut long = Vec::new();
+    frame::encode_message(&message, SIGNAL_MESSAGE_BYTES_MAX, &mut long).unwrap();
+    let batch = [batch_head(50_000), vec![7; 50_000]].concat();
+    for cut in [1, 2, 3, 5, 16_383, 16_384, 40_000] {
+        for (peer, bytes, counted) in [(&mut signal, &long, true), (&mut data, &batch, false)] {
+            peer.client.writer().write_all(&bytes[..cut]).unwrap();
+            world.exchange(peer);
+            // A batch under way is counted where its memory was reserved.
+            if counted {
+                assert!(world.shard.held_bytes() >= cut, "what is under way is counted");
+            }
+            // The rest comes in one stream of TLS records, cut at odd places.
+            peer.client.writer().write_all(&bytes[cut..]).unwrap();
+            let records = sent(&mut peer.client);
+            for piece in records.chunks(10_007) {
+                assert_eq!(world.give(peer.key, piece), piece.len());
+            }
+            world.exchange(peer);
+        }
+        heartbeat(&mut signal);
+        world.exchange(&mut signal);
+        assert!(world.shard.held_bytes() <= sessions * IDLE_BYTES_MAX, "after a cut at {cut}");
+        assert_eq!(world.shard.held_bytes(), 0, "none at all, in fact");
+    }
+    assert!(world.is_up("a") && data_sessions(&world, "a") == 2);
+}
+
+#[test]
+fn a_record_that_trickles_in_is_as_bad_as_a_message_that_does() {
+    for kind in [ChannelKind::Signal, ChannelKind::Data, ChannelKind::File] {
+        let mut world = World::new();
+        let mut peer = world.open(kind, "a");
+        peer.client.writer().write_all(&[0; 10_000]).unwrap();
+        let record = sent(&mut peer.client);
+        // Bytes come far more often than the liveness of the session asks for.
+        let mut bytes = record.iter();
+        let mut passed_ms = 0;
+        while !world.shard.is_finished(peer.key) {
+            world.give(peer.key, &[*bytes.next().unwrap()]);
+            world.pass(5_000);
+            passed_ms += 5_000;
+            assert!(passed_ms <= 2 * FRAME_TIME_MS, "{kind:?} is served for ever");
+        }
+        assert!(passed_ms >= FRAME_TIME_MS, "{kind:?} ended after {passed_ms} ms");
+        assert_eq!(world.shard.held_bytes(), 0);
+    }
+}
+
+#[test]
+fn a_file_channel_must_name_its_transfer_in_time() {
+    let mut world = World::new();
+    let mut peer = world.open(ChannelKind::File, "a");
+    let handshake = Handshake::new([7; 20], peer_id("agent")).encode();
+    let mut passed_ms = 0;
+    for byte in handshake {
+        peer.client.writer().write_all(&[byte]).unwrap();
+        world.exchange(&mut peer);
+        world.pass(2_000);
+        passed_ms += 2_000;
+        if world.shard.is_finished(peer.key) {
+            break;
+        }
+    }
+    assert!(world.shard.is_finished(peer.key), "after {passed_ms} ms");
+    assert!((FILE_IDLE_MS..FILE_IDLE_MS + 5_000).contains(&passed_ms), "{passed_ms}");
+}
+
+/// Seventy-two batches are under way and the shard's memory is reserved: the next one is not read,
+/// so its silence is ours. When the others are given up as slow, it goes on.
+#[test]
+fn who_waits_for_our_memory_is_not_lost() {
+    let mut world = World::new();
+    let body_bytes = u32::try_from(BATCH_BODY_BYTES_MAX).unwrap();
+    let mut greedy = Vec::new();
+    for number in 0..ASSEMBLY_BYTES_MAX / BATCH_BODY_BYTES_MAX {
+        let mut peer = world.open(ChannelKind::Data, &format!("greedy-{number}"));
+        peer.client.writer().write_all(&batch_head(body_bytes)).unwrap();
+        world.exchange(&mut peer);
+        greedy.push(peer);
+    }
+    let mut waiter = world.open(ChannelKind::Data, "waiter");
+    waiter.client.writer().write_all(&batch_head(body_bytes)).unwrap();
+    world.exchange(&mut waiter);
+    assert!(world.shard.lend(waiter.key).is_none(), "it is not read");
+    let lost_after_ms = world.shared.liveness.lost_after_ms();
+    // The others come one after the other, so the waiter is due while the last still live.
+    for _ in 0..3 {
+        world.pass(lost_after_ms / 2);
+        greedy.iter_mut().for_each(|peer| {
+            peer.client.writer().write_all(&[7]).unwrap();
+            world.exchange(peer);
+        });
+    }
+    assert_eq!(data_sessions(&world, "waiter"), 1, "lost while we did not read it");
+    for peer in &greedy {
+        assert!(world.shard.is_finished(peer.key), "a batch that trickles in is given up");
+    }
+    assert!(world.shard.lend(waiter.key).is_some(), "it is read now");
+    world.shard.received(waiter.key, 0);
+    world.pass(lost_after_ms + 2 * TICK_MS);
+    assert_eq!(data_sessions(&world, "waiter"), 0, "and now its silence is its own");
 }
 
 proptest! {

@@ -59,6 +59,18 @@ impl Pki {
         (vec![certificate.der().clone()], key)
     }
 
+    /// An agent's certificate after `change` to what is otherwise right.
+    pub fn agent_with(&self, name: &str, change: fn(&mut CertificateParams)) -> Identity {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(vec!["a.agent.skein".to_owned()]).unwrap();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        change(&mut params);
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+        (vec![certificate.der().clone()], key)
+    }
+
     fn write(&self, dir: &Path) {
         let (certificate, key) = self.certify("server", "server.skein", 1);
         std::fs::create_dir_all(dir).unwrap();
@@ -81,6 +93,17 @@ impl Pki {
             None => builder.with_no_client_auth(),
         }
     }
+}
+
+/// A certificate that nobody but its owner vouches for.
+pub fn self_signed(name: &str) -> Identity {
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new(vec!["a.agent.skein".to_owned()]).unwrap();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    let certificate = params.self_signed(&key).unwrap();
+    let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+    (vec![certificate.der().clone()], key)
 }
 
 /// A data process, its folder, and the listener of its control process.
