@@ -111,19 +111,20 @@ pub async fn hold(
     Ok(tally)
 }
 
-type Stream = tokio_rustls::client::TlsStream<tokio::net::TcpStream>;
+/// A signal session.
+pub type Stream = tokio_rustls::client::TlsStream<tokio::net::TcpStream>;
 
 async fn live(
-    signal: Stream,
+    mut signal: Stream,
     data: Option<Stream>,
     index: usize,
     heartbeat: Duration,
     tally: Rc<RefCell<Tally>>,
 ) {
     let ended = match data {
-        None => beat(signal, index, heartbeat).await,
+        None => beat(&mut signal, index, heartbeat).await,
         Some(data) => tokio::select! {
-            ended = beat(signal, index, heartbeat) => ended,
+            ended = beat(&mut signal, index, heartbeat) => ended,
             ended = keep(data) => ended,
         },
     };
@@ -136,7 +137,7 @@ async fn live(
 }
 
 /// A signal session: heartbeats spread over the interval, pings answered at once.
-async fn beat(mut stream: Stream, index: usize, heartbeat: Duration) -> anyhow::Result<()> {
+pub async fn beat(stream: &mut Stream, index: usize, heartbeat: Duration) -> anyhow::Result<()> {
     let spread = heartbeat.mul_f64((index % 1000) as f64 / 1000.0);
     let mut due = Instant::now() + spread;
     let mut sequence = 0;

@@ -35,3 +35,11 @@ pub async fn open(
     ensure!(ack.status == HelloStatus::Ok, "refused: {}", ack.status.as_str());
     Ok(stream)
 }
+
+/// Ends a connection with a TCP reset instead of a good-bye.
+pub fn reset(stream: TlsStream<TcpStream>) {
+    let (tcp, _) = stream.get_ref();
+    // A lingering time of zero makes close send RST; without it the peer would see an orderly end.
+    let _ = socket2::SockRef::from(tcp).set_linger(Some(std::time::Duration::ZERO));
+    drop(stream);
+}

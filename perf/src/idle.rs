@@ -24,8 +24,7 @@ pub struct Idle {
 impl Idle {
     /// Runs and reports.
     pub fn run(self) -> anyhow::Result<()> {
-        let command = std::env::args().collect::<Vec<_>>().join(" ");
-        let mut report = Report::new("An idle agent", &command);
+        let mut report = Report::new("An idle agent");
         let site = Site::start(&self.folder)?;
         let agent = site.agent("agent", "")?;
         std::thread::sleep(Duration::from_secs(10));

@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use skein_dataplane::router::DiskChoice;
 use skein_wire::fleet::v1::{
     FileStream, FromData, Register, Route, RoutingTable, Stream, ToData, Welcome, from_data,
     stream, to_data,
@@ -32,6 +33,55 @@ pub struct LabConfig {
     pub folder: PathBuf,
     /// Heartbeat interval that agents are told.
     pub heartbeat_interval_ms: u32,
+    /// How sink files are written.
+    pub disk: Disk,
+    /// Size at which the stream begins a new file; 0: never.
+    pub rotate_bytes: u64,
+}
+
+impl Default for LabConfig {
+    fn default() -> Self {
+        Self {
+            cores: 1,
+            format: "lines".to_owned(),
+            data_ids: vec![1],
+            folder: PathBuf::from("target/perf"),
+            heartbeat_interval_ms: 10_000,
+            disk: Disk::Auto,
+            rotate_bytes: 0,
+        }
+    }
+}
+
+/// The disk driver of a data process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Disk {
+    /// What the server chooses by itself.
+    Auto,
+    /// DMA writes through io_uring.
+    Glommio,
+    /// Ordinary calls.
+    Plain,
+}
+
+impl From<Disk> for DiskChoice {
+    fn from(disk: Disk) -> Self {
+        match disk {
+            Disk::Auto => Self::Auto,
+            Disk::Glommio => Self::Glommio,
+            Disk::Plain => Self::Plain,
+        }
+    }
+}
+
+impl Disk {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Glommio => "glommio",
+            Self::Plain => "plain",
+        }
+    }
 }
 
 /// A running laboratory; the data process ends with it.
@@ -44,8 +94,10 @@ pub struct Lab {
     pub inbox: FleetReader,
     /// To the data process.
     pub outbox: FleetWriter,
+    config: LabConfig,
+    listener: UnixListener,
     child: Child,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 impl Lab {
@@ -57,10 +109,22 @@ impl Lab {
         authority.write_server(&folder.path().join("data"))?;
         std::fs::create_dir_all(folder.path().join("run"))?;
         let listener = UnixListener::bind(folder.path().join("run/fleet.sock"))?;
+        let started = Self::launch(config, folder.path(), &listener).await?;
+        let (child, register, inbox, outbox) = started;
+        let config = config.clone();
+        Ok(Self { authority, register, inbox, outbox, config, listener, child, folder })
+    }
+
+    /// A data process that has registered and routes.
+    async fn launch(
+        config: &LabConfig,
+        folder: &Path,
+        listener: &UnixListener,
+    ) -> anyhow::Result<(Child, Register, FleetReader, FleetWriter)> {
         let child = Command::new(std::env::current_exe()?)
             .arg("data-process")
-            .args([format!("--cores={}", config.cores)])
-            .arg(folder.path())
+            .args([format!("--cores={}", config.cores), format!("--disk={}", config.disk.name())])
+            .arg(folder)
             .stdin(Stdio::null())
             .spawn()
             .context("data process")?;
@@ -78,13 +142,22 @@ impl Lab {
                 heartbeat_misses: 3,
             }))
             .await?;
-        outbox.send(to_data::Kind::Table(table(config, folder.path()))).await?;
+        outbox.send(to_data::Kind::Table(table(config, folder))).await?;
         loop {
             if let from_data::Kind::TableApplied(_) = inbox.next().await? {
                 break;
             }
         }
-        Ok(Self { authority, register, inbox, outbox, child, _folder: folder })
+        Ok((child, register, inbox, outbox))
+    }
+
+    /// kill -9 of the data process and a new one in its place, on other ports.
+    pub async fn kill_and_restart(&mut self) -> anyhow::Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        let launched = Self::launch(&self.config, self.folder.path(), &self.listener).await?;
+        (self.child, self.register, self.inbox, self.outbox) = launched;
+        Ok(())
     }
 
     /// Where its listeners are.
@@ -109,7 +182,42 @@ impl Lab {
             };
             entries.flatten().map(bytes).sum()
         }
-        walk(&self._folder.path().join("data/sinks"))
+        walk(&self.sinks())
+    }
+
+    /// Where sink files are.
+    pub fn sinks(&self) -> PathBuf {
+        self.folder.path().join("data/sinks")
+    }
+
+    /// The process id of the data process.
+    pub fn pid(&self) -> u32 {
+        self.register.pid
+    }
+
+    /// What the data process says of itself now.
+    pub fn metrics(&self) -> anyhow::Result<Metrics> {
+        use std::io::{Read, Write};
+        let mut socket = std::net::TcpStream::connect(&self.register.metrics_addr)?;
+        socket.set_read_timeout(Some(Duration::from_secs(10)))?;
+        socket.write_all(b"GET /metrics HTTP/1.1\r\nHost: lab\r\nConnection: close\r\n\r\n")?;
+        let mut text = String::new();
+        socket.read_to_string(&mut text)?;
+        Ok(Metrics(text))
+    }
+}
+
+/// One look at `/metrics`.
+pub struct Metrics(String);
+
+impl Metrics {
+    /// Sum of a metric over its labels; 0 when there is none yet.
+    pub fn sum(&self, name: &str) -> f64 {
+        let value = |line: &str| -> Option<f64> {
+            let rest = line.strip_prefix(name)?;
+            rest.starts_with([' ', '{']).then(|| rest.rsplit(' ').next()?.parse().ok())?
+        };
+        self.0.lines().filter_map(value).sum()
     }
 }
 
@@ -145,7 +253,7 @@ fn table(config: &LabConfig, folder: &Path) -> RoutingTable {
         directory: folder.join("data/sinks").to_string_lossy().into_owned(),
         path_template: "{data_id}/{writer}.log".to_owned(),
         format: config.format.clone(),
-        rotate_bytes: 0,
+        rotate_bytes: config.rotate_bytes,
         rotate_seconds: 0,
         flush_interval_ms: 50,
         durability: "power".to_owned(),

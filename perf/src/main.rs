@@ -4,16 +4,28 @@
 mod agents;
 mod authority;
 mod channel;
+mod echo;
+mod feed;
+mod frames;
 mod idle;
 mod ingest;
+mod kills;
 mod lab;
+mod ledger;
+mod lines;
+mod machine;
 mod parts;
+mod peers;
 mod pipeline;
 mod process;
 mod push;
+mod push_parts;
+mod reconnect;
 mod report;
+mod returning;
 mod sessions;
 mod site;
+mod soak;
 
 use std::path::PathBuf;
 
@@ -34,6 +46,14 @@ enum What {
     Ingest(ingest::Ingest),
     /// Many idle sessions: handshakes, memory, losses, a message to all and back
     Sessions(sessions::Sessions),
+    /// A whole fleet drops and comes back: handshakes, times, none lost
+    Reconnect(reconnect::Reconnect),
+    /// Small and large frames over thousands of connections: server CPU per frame and MiB
+    Frames(frames::Frames),
+    /// A mixed load over time, with memory, descriptors and queues watched, and a verdict
+    Soak(soak::Soak),
+    /// kill -9 of a role in full flow, many times, with an account of every record
+    Kills(kills::Kills),
     /// The parts of ingest alone, on one thread
     Parts(parts::Parts),
     /// From a file to a file over TLS, beside rsyslog and syslog-ng
@@ -46,6 +66,8 @@ enum What {
     DataProcess {
         #[arg(long, default_value_t = 1)]
         cores: usize,
+        #[arg(long, default_value = "auto")]
+        disk: lab::Disk,
         folder: PathBuf,
     },
 }
@@ -54,11 +76,15 @@ fn main() -> anyhow::Result<()> {
     match Arguments::parse().what {
         What::Ingest(ingest) => ingest.run(),
         What::Sessions(sessions) => sessions.run(),
+        What::Reconnect(reconnect) => reconnect.run(),
+        What::Frames(frames) => frames.run(),
+        What::Soak(soak) => soak.run(),
+        What::Kills(kills) => kills.run(),
         What::Parts(parts) => parts.run(),
         What::Pipeline(pipeline) => pipeline.run(),
         What::Push(push) => push.run(),
         What::Idle(idle) => idle.run(),
-        What::DataProcess { cores, folder } => {
+        What::DataProcess { cores, disk, folder } => {
             let any = |host: [u8; 4]| std::net::SocketAddr::from((host, 0));
             let mut config = DataConfig::new(folder);
             config.signal_listen = any([0, 0, 0, 0]);
@@ -67,6 +93,7 @@ fn main() -> anyhow::Result<()> {
             config.metrics_listen = Some(any([127, 0, 0, 1]));
             config.shards = cores;
             config.router_workers = cores;
+            config.disk = disk.into();
             skein_dataplane::process::run_data(config)
         }
     }

@@ -36,6 +36,30 @@ impl Cpu {
     }
 }
 
+/// CPU time of a process's threads by name, most first, in microseconds. io_uring's worker threads
+/// (`iou-wrk-...`) are threads of the process that uses it, so they are here and in [`Cpu::of`].
+pub fn threads_us(pid: u32) -> anyhow::Result<Vec<(String, u64)>> {
+    let mut named = std::collections::BTreeMap::<String, u64>::new();
+    for task in std::fs::read_dir(format!("/proc/{pid}/task"))?.flatten() {
+        // A thread may have ended since the listing.
+        let Ok(stat) = std::fs::read_to_string(task.path().join("stat")) else { continue };
+        let Some((head, rest)) = stat.rsplit_once(')') else { continue };
+        let name = head.split_once('(').map_or("", |(_, name)| name);
+        let name = name.trim_end_matches(|char: char| char.is_ascii_digit() || char == '-');
+        let ticks = rest.split_ascii_whitespace().skip(11).take(2);
+        let ticks: u64 = ticks.filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
+        *named.entry(name.to_owned()).or_default() += ticks * 10_000;
+    }
+    let mut named: Vec<_> = named.into_iter().collect();
+    named.sort_by_key(|(_, us)| std::cmp::Reverse(*us));
+    Ok(named)
+}
+
+/// Open file descriptors of process `pid`.
+pub fn descriptors(pid: u32) -> anyhow::Result<usize> {
+    Ok(std::fs::read_dir(format!("/proc/{pid}/fd"))?.count())
+}
+
 /// Resident memory of process `pid`, in KiB.
 pub fn rss_kib(pid: u32) -> anyhow::Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;

@@ -1,20 +1,17 @@
 //! A push of one file to one host: CPU of every process that took part, against the sum of its
 //! parts measured alone on the same bytes: TLS sends and receives, hashes, one read, one write.
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context, ensure};
-use ring::digest;
-use rustls::pki_types::ServerName;
-use rustls::{ClientConnection, ServerConnection};
+use anyhow::ensure;
 
-use crate::authority::{Authority, SERVER_NAME};
-use crate::process::{Cpu, thread_cpu_us};
+use crate::machine::{KernelThreads, Work};
+use crate::process::Cpu;
+use crate::push_parts::{GIB, Parts, sha256_of};
 use crate::report::{Report, Spread};
-use crate::site::Site;
+use crate::site::{Agent, Site};
 
 /// What to measure.
 #[derive(Debug, Clone, clap::Args)]
@@ -33,13 +30,25 @@ pub struct Push {
     out: Option<PathBuf>,
 }
 
-const GIB: f64 = (1u64 << 30) as f64;
+/// One push and its parts; CPU in seconds per GiB.
+struct Round {
+    parts: Parts,
+    /// By process.
+    processes: Vec<(String, f64)>,
+    flush: f64,
+    seconds: f64,
+}
+
+impl Round {
+    fn whole(&self) -> f64 {
+        self.processes.iter().map(|(_, cpu)| cpu).sum()
+    }
+}
 
 impl Push {
     /// Runs and reports.
     pub fn run(self) -> anyhow::Result<()> {
-        let command = std::env::args().collect::<Vec<_>>().join(" ");
-        let mut report = Report::new("Push of one file to one host", &command);
+        let mut report = Report::new("Push of one file to one host");
         std::fs::create_dir_all(&self.folder)?;
         let folder = self.folder.canonicalize()?;
         let file = folder.join("push.bin");
@@ -48,56 +57,100 @@ impl Push {
         let agent = site.agent("agent", "")?;
         let target = site.path("received");
         std::fs::create_dir_all(&target)?;
-        let (mut whole, mut ratio, mut wall, mut parts_in_all) = (vec![], vec![], vec![], vec![]);
-        let mut parts_named: Vec<(&str, Vec<f64>)> = Vec::new();
-        for round in 0..self.rounds {
-            let parts = parts(&file, &folder)?;
-            let sum: f64 = parts.iter().map(|(_, cpu)| cpu).sum();
-            for (index, (name, cpu)) in parts.into_iter().enumerate() {
-                if parts_named.len() <= index {
-                    parts_named.push((name, Vec::new()));
-                }
-                parts_named[index].1.push(cpu);
-            }
-            let pids: Vec<u32> = site.server_pids().into_iter().chain(agent.pids()).collect();
-            let cpu = |pids: &[u32]| -> anyhow::Result<u64> {
-                pids.iter().map(|pid| Ok(Cpu::of(*pid)?.total_us())).sum()
-            };
-            let (before, children) = (cpu(&pids)?, children_us());
-            let started = Instant::now();
-            let to = format!("all:{}/round-{round}/", target.display());
-            site.skein(&["push", &file.to_string_lossy(), "--to", &to, "--mkdir"])?;
-            let seconds = started.elapsed().as_secs_f64();
-            let used = cpu(&pids)? - before + (children_us() - children);
-            let received = target.join(format!("round-{round}/push.bin"));
-            ensure!(
-                sha256_of(&received)? == sha256_of(&file)?,
-                "the received file differs from its source"
+        let mut rounds = Vec::new();
+        for number in 0..self.rounds {
+            let round = self.round(number, &file, &target, &site, &agent)?;
+            eprintln!(
+                "round {}: {:.3} CPU s/GiB, least parts {:.3}, with the detour {:.3}",
+                number + 1,
+                round.whole(),
+                round.parts.least(),
+                round.parts.least() + round.parts.detour()
             );
-            std::fs::remove_file(&received)?;
-            let used = used as f64 / 1e6 * GIB / self.bytes as f64;
-            eprintln!("round {round}: {used:.3} CPU s/GiB, parts {sum:.3}, {seconds:.2} s");
-            whole.push(used);
-            parts_in_all.push(sum);
-            ratio.push(used / sum);
-            wall.push(self.bytes as f64 / 1e6 / seconds);
+            rounds.push(round);
         }
         std::fs::remove_file(&file)?;
-        report.row("bytes", self.bytes);
-        report.row("whole push, all processes and the CLI, CPU s/GiB", Spread::of(whole));
-        for (name, cpus) in parts_named {
-            report.row(&format!("part alone: {name}, CPU s/GiB"), Spread::of(cpus));
-        }
-        report.row("sum of the parts, CPU s/GiB", Spread::of(parts_in_all));
-        report.row("whole / sum of the parts", Spread::of(ratio));
-        report.row("MB/s, wall, upload to the server included", Spread::of(wall));
+        let spread = |pick: &dyn Fn(&Round) -> f64| Spread::of(rounds.iter().map(pick));
+        let with_detour = |round: &Round| round.parts.least() + round.parts.detour();
+        report.row("bytes, rounds", format!("{}, {}", self.bytes, self.rounds));
+        report.row("whole push, all processes, CPU s/GiB", spread(&Round::whole));
+        report.row("least parts, sum, CPU s/GiB", spread(&|round| round.parts.least()));
+        report
+            .row("parts of the detour over the cache, sum", spread(&|round| round.parts.detour()));
+        report.row("whole / least parts", spread(&|round| round.whole() / round.parts.least()));
+        report.row(
+            "whole / (least parts + detour)",
+            spread(&|round| round.whole() / with_detour(round)),
+        );
+        report.row("flusher threads meanwhile, CPU s/GiB", spread(&|round| round.flush));
+        report.row("MB/s, wall, upload included", {
+            spread(&|round| self.bytes as f64 / 1e6 / round.seconds)
+        });
+        let process = |index: usize| {
+            let cpu = spread(&|round: &Round| round.processes[index].1);
+            vec![rounds[0].processes[index].0.clone(), cpu.to_string()]
+        };
+        let of_processes: Vec<_> = (0..rounds[0].processes.len()).map(process).collect();
+        report.table(&["process", "CPU s/GiB"], &of_processes);
+        type Pick = fn(&Parts) -> f64;
+        let parts: [(&str, &str, &str, Pick); 7] = [
+            ("read from the page cache", "1", "1", |parts| parts.read),
+            ("SHA-256 of 16 KiB leaves", "2", "", |parts| parts.hash),
+            ("write and fdatasync", "1", "1", |parts| parts.write),
+            ("TLS send", "1", "", |parts| parts.tls_send),
+            ("TLS receive", "1", "", |parts| parts.tls_receive),
+            ("TCP send, plain", "", "1", |parts| parts.tcp_send),
+            ("TCP receive, plain", "", "1", |parts| parts.tcp_receive),
+        ];
+        let parts = parts.map(|(name, least, detour, pick)| {
+            let once = spread(&|round| pick(&round.parts)).to_string();
+            vec![name.to_owned(), once, least.to_owned(), detour.to_owned()]
+        });
+        report.table(&["part", "CPU s/GiB, once", "times in the least", "in the detour"], &parts);
         report.note(
-            "The whole includes the upload from the operator's machine (sent, received, hashed and \
-             written into the server's cache), the push itself and the final flush. The parts count \
-             what cannot be avoided for that way: the file read twice, hashed twice, sent once \
-             through TLS, written twice; plus one plain TCP copy for the upload.",
+            "The whole is `skein push FILE` from this machine to one agent: the file is read and \
+             uploaded through the API (plain HTTP on loopback), hashed for its manifest and written \
+             into the server's cache as it comes, read from there, sent through TLS, proved block \
+             by block and written at the target, flushed twice. The least parts are what a push \
+             from host to host could not do without; the detour is what this way does beside them. \
+             Flusher threads write back what both plain writes left dirty; their CPU belongs to \
+             neither figure.",
         );
         report.finish(self.out.as_deref())
+    }
+
+    fn round(
+        &self,
+        number: usize,
+        file: &Path,
+        target: &Path,
+        site: &Site,
+        agent: &Agent,
+    ) -> anyhow::Result<Round> {
+        let parts = Parts::measure(file, &self.folder)?;
+        let processes: Vec<(String, u32)> =
+            site.processes().into_iter().chain(agent.processes()).collect();
+        let cpu = || -> anyhow::Result<Vec<u64>> {
+            processes.iter().map(|(_, pid)| Ok(Cpu::of(*pid)?.total_us())).collect()
+        };
+        let (before, children) = (cpu()?, children_us());
+        let (mut kernel, started) = (KernelThreads::watch(), Instant::now());
+        let to = format!("all:{}/round-{number}/", target.display());
+        site.skein(&["push", &file.to_string_lossy(), "--to", &to, "--mkdir"])?;
+        let seconds = started.elapsed().as_secs_f64();
+        kernel.look();
+        let per_gib = |us: u64| us as f64 / 1e6 * GIB / self.bytes as f64;
+        let used = cpu()?.into_iter().zip(before).map(|(after, before)| after - before);
+        let used = processes.iter().zip(used).map(|((name, _), us)| (name.clone(), per_gib(us)));
+        let mut used: Vec<_> = used.collect();
+        used.push(("skein push".to_owned(), per_gib(children_us() - children)));
+        let received = target.join(format!("round-{number}/push.bin"));
+        ensure!(
+            sha256_of(&received)? == sha256_of(file)?,
+            "the received file differs from its source"
+        );
+        std::fs::remove_file(&received)?;
+        Ok(Round { parts, processes: used, flush: per_gib(kernel.used_us(Work::Flush)), seconds })
     }
 
     /// Bytes that neither compress nor repeat.
@@ -131,114 +184,4 @@ fn children_us() -> u64 {
     assert_eq!(status, 0, "RUSAGE_CHILDREN is always known");
     let us = |time: libc::timeval| time.tv_sec as u64 * 1_000_000 + time.tv_usec as u64;
     us(usage.ru_utime) + us(usage.ru_stime)
-}
-
-fn sha256_of(file: &Path) -> anyhow::Result<Vec<u8>> {
-    let mut context = digest::Context::new(&digest::SHA256);
-    let mut file = std::fs::File::open(file).with_context(|| file.display().to_string())?;
-    let mut block = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut block)? {
-            0 => return Ok(context.finish().as_ref().to_vec()),
-            bytes => context.update(&block[..bytes]),
-        }
-    }
-}
-
-/// CPU seconds per GiB of each part, on one thread each, nothing else in the way.
-fn parts(file: &Path, folder: &Path) -> anyhow::Result<Vec<(&'static str, f64)>> {
-    let bytes = std::fs::metadata(file)?.len();
-    let per_gib = |us: u64| us as f64 / 1e6 * GIB / bytes as f64;
-    let mut block = vec![0; 256 * 1024];
-
-    let started = thread_cpu_us();
-    let mut source = std::fs::File::open(file)?;
-    while source.read(&mut block)? > 0 {}
-    let read = per_gib(thread_cpu_us() - started);
-
-    let started = thread_cpu_us();
-    for _ in 0..bytes / block.len() as u64 {
-        for leaf in block.chunks(16 * 1024) {
-            std::hint::black_box(digest::digest(&digest::SHA256, leaf));
-        }
-    }
-    let hash = per_gib(thread_cpu_us() - started);
-
-    let written = folder.join("parts.bin");
-    let started = thread_cpu_us();
-    let mut sink = std::fs::File::create(&written)?;
-    for _ in 0..bytes / block.len() as u64 {
-        sink.write_all(&block)?;
-    }
-    sink.sync_data()?;
-    let write = per_gib(thread_cpu_us() - started);
-    std::fs::remove_file(&written)?;
-
-    let (send, receive) = tls(bytes)?;
-    let (plain_send, plain_receive) = tcp(bytes)?;
-    Ok(vec![
-        ("read from the page cache, twice", 2.0 * read),
-        ("SHA-256 in 16 KiB leaves, twice", 2.0 * hash),
-        ("plain write and fdatasync, twice", 2.0 * write),
-        ("TLS send", per_gib(send)),
-        ("TLS receive", per_gib(receive)),
-        ("TCP send and receive of the upload", per_gib(plain_send + plain_receive)),
-    ])
-}
-
-/// CPU of sending and receiving `bytes` through rustls over loopback, in microseconds.
-fn tls(bytes: u64) -> anyhow::Result<(u64, u64)> {
-    let folder = tempfile::tempdir()?;
-    let authority = Authority::new()?;
-    let agent = skein_wire::ids::AgentId::parse("parts")?;
-    let server = authority.server_config(folder.path())?;
-    let client = authority.client(&agent)?;
-    let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
-    let address = listener.local_addr()?;
-    let sender = std::thread::spawn(move || -> anyhow::Result<u64> {
-        let (mut socket, _) = listener.accept()?;
-        let mut tls = ServerConnection::new(Arc::new(server))?;
-        let mut stream = rustls::Stream::new(&mut tls, &mut socket);
-        stream.flush()?;
-        let block = vec![7; 256 * 1024];
-        let started = thread_cpu_us();
-        for _ in 0..bytes / block.len() as u64 {
-            stream.write_all(&block)?;
-        }
-        stream.conn.send_close_notify();
-        stream.flush()?;
-        Ok(thread_cpu_us() - started)
-    });
-    let mut socket = std::net::TcpStream::connect(address)?;
-    let mut tls = ClientConnection::new(client, ServerName::try_from(SERVER_NAME)?)?;
-    let mut stream = rustls::Stream::new(&mut tls, &mut socket);
-    stream.flush()?;
-    let started = thread_cpu_us();
-    let mut block = vec![0; 256 * 1024];
-    while stream.read(&mut block)? > 0 {}
-    let receive = thread_cpu_us() - started;
-    let send = sender.join().map_err(|_| anyhow::anyhow!("the sender panicked"))??;
-    Ok((send, receive))
-}
-
-/// CPU of sending and receiving `bytes` over plain loopback TCP, in microseconds.
-fn tcp(bytes: u64) -> anyhow::Result<(u64, u64)> {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
-    let address = listener.local_addr()?;
-    let sender = std::thread::spawn(move || -> anyhow::Result<u64> {
-        let (mut socket, _) = listener.accept()?;
-        let block = vec![7; 256 * 1024];
-        let started = thread_cpu_us();
-        for _ in 0..bytes / block.len() as u64 {
-            socket.write_all(&block)?;
-        }
-        Ok(thread_cpu_us() - started)
-    });
-    let mut socket = std::net::TcpStream::connect(address)?;
-    let started = thread_cpu_us();
-    let mut block = vec![0; 256 * 1024];
-    while socket.read(&mut block)? > 0 {}
-    let receive = thread_cpu_us() - started;
-    let send = sender.join().map_err(|_| anyhow::anyhow!("the sender panicked"))??;
-    Ok((send, receive))
 }

@@ -21,13 +21,23 @@ impl Spread {
         let mut values: Vec<f64> = values.into_iter().collect();
         values.sort_by(f64::total_cmp);
         assert!(!values.is_empty(), "a spread needs a round");
-        Self { min: values[0], median: values[values.len() / 2], max: values[values.len() - 1] }
+        let middle = values.len() / 2;
+        let median = if values.len() % 2 == 1 {
+            values[middle]
+        } else {
+            f64::midpoint(values[middle - 1], values[middle])
+        };
+        Self { min: values[0], median, max: values[values.len() - 1] }
     }
 }
 
 impl std::fmt::Display for Spread {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let digits = if self.median >= 100.0 { 0 } else { 2 };
+        let digits = match self.median {
+            100.0.. => 0,
+            1.0.. => 2,
+            _ => 3,
+        };
         let Self { min, median, max } = self;
         write!(f, "{median:.digits$} ({min:.digits$} to {max:.digits$})")
     }
@@ -38,15 +48,18 @@ impl std::fmt::Display for Spread {
 pub struct Report {
     title: String,
     text: String,
+    /// Tables and prose that follow the rows.
+    below: String,
 }
 
 impl Report {
     /// Starts with the conditions of this machine at this moment.
-    pub fn new(title: &str, command: &str) -> Self {
+    pub fn new(title: &str) -> Self {
+        let command = std::env::args().collect::<Vec<_>>().join(" ");
         let mut text = format!("# {title}\n\nCommand: `{command}`\n\n");
         let _ = writeln!(text, "Conditions: {}\n", conditions());
         text.push_str("| what | value |\n|---|---|\n");
-        Self { title: title.to_owned(), text }
+        Self { title: title.to_owned(), text, below: String::new() }
     }
 
     /// Adds a row and shows it.
@@ -57,11 +70,22 @@ impl Report {
 
     /// Adds prose below the table.
     pub fn note(&mut self, note: &str) {
-        let _ = write!(self.text, "\n{note}\n");
+        let _ = write!(self.below, "\n{note}\n");
+    }
+
+    /// Adds a table of its own below the rows; each row has as many cells as the head.
+    pub fn table(&mut self, head: &[&str], rows: &[Vec<String>]) {
+        let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
+        let head: Vec<String> = head.iter().map(|cell| (*cell).to_owned()).collect();
+        let _ = write!(self.below, "\n{}|{}\n", line(&head), "---|".repeat(head.len()));
+        for row in rows {
+            self.below.push_str(&line(row));
+        }
     }
 
     /// Writes the report to `file`, or to standard output.
-    pub fn finish(self, file: Option<&Path>) -> anyhow::Result<()> {
+    pub fn finish(mut self, file: Option<&Path>) -> anyhow::Result<()> {
+        self.text.push_str(&self.below);
         match file {
             Some(file) => {
                 std::fs::write(file, &self.text)?;

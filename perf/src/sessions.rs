@@ -4,14 +4,10 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::ensure;
-use bytes::Bytes;
-use prost::Message;
-use skein_wire::fleet::v1::{Target, ToAgents, from_data, to_data};
-use skein_wire::prost;
-use skein_wire::signal::v1::{AgentMessage, Ping, ServerMessage, agent_message, server_message};
+use skein_wire::fleet::v1::from_data;
 
 use crate::agents::{self, Shape};
+use crate::echo;
 use crate::lab::{Lab, LabConfig};
 use crate::process::{Cpu, rss_kib};
 use crate::report::{Report, Spread};
@@ -54,14 +50,12 @@ impl Sessions {
     }
 
     async fn measure(self) -> anyhow::Result<()> {
-        let command = std::env::args().collect::<Vec<_>>().join(" ");
-        let mut report = Report::new("Many sessions in one data process", &command);
+        let mut report = Report::new("Many sessions in one data process");
         let config = LabConfig {
             cores: self.cores,
-            format: "lines".to_owned(),
-            data_ids: vec![1],
             folder: self.folder.clone(),
             heartbeat_interval_ms: (self.heartbeat * 1000) as u32,
+            ..LabConfig::default()
         };
         let mut lab = Lab::start(&config).await?;
         let pid = lab.register.pid;
@@ -127,30 +121,8 @@ impl Sessions {
 
         let (mut cpus, mut p50s, mut p99s, mut lasts) = (vec![], vec![], vec![], vec![]);
         for number in 1..=self.broadcasts as u64 {
-            let (cpu, started) = (Cpu::of(pid)?, Instant::now());
-            self.broadcast(&mut lab, number).await?;
-            let mut times = Vec::with_capacity(self.agents);
-            while times.len() < self.agents {
-                seen.clear();
-                let read = lab.inbox.burst(&mut seen);
-                let read = tokio::time::timeout(Duration::from_secs(20), read).await;
-                ensure!(
-                    read.is_ok(),
-                    "only {} of {} answered within 20 s",
-                    times.len(),
-                    self.agents
-                );
-                read??;
-                for kind in &seen {
-                    if let from_data::Kind::FromAgent(from) = kind
-                        && let Ok(message) = AgentMessage::decode(&from.message[..])
-                        && let Some(agent_message::Kind::Echo(echo)) = message.kind
-                        && echo.nonce == number
-                    {
-                        times.push(started.elapsed().as_secs_f64() * 1e3);
-                    }
-                }
-            }
+            let cpu = Cpu::of(pid)?;
+            let times = echo::all(&mut lab, 0..self.agents, number, 64).await?.times_ms;
             cpus.push(Cpu::of(pid)?.since(cpu) as f64 / self.agents as f64);
             p50s.push(times[times.len() / 2]);
             p99s.push(times[times.len() * 99 / 100]);
@@ -168,24 +140,5 @@ impl Sessions {
             report.note(&format!("A session ended or failed: {reason}"));
         }
         report.finish(self.out.as_deref())
-    }
-
-    async fn broadcast(&self, lab: &mut Lab, number: u64) -> anyhow::Result<()> {
-        let ping = Ping { nonce: number, payload: Bytes::from(vec![b'x'; 64]) };
-        let common = ServerMessage { kind: Some(server_message::Kind::Ping(ping)) }.encode_to_vec();
-        // A message between the processes is at most 4 MiB: 50,000 short names fit.
-        for chunk in (0..self.agents).collect::<Vec<_>>().chunks(20_000) {
-            let targets = chunk.iter().map(|index| Target {
-                agent_id: agents::name(*index).to_string(),
-                extra: Bytes::new(),
-            });
-            let message = ToAgents {
-                dispatch_id: number,
-                common: common.clone().into(),
-                targets: targets.collect(),
-            };
-            lab.outbox.send(to_data::Kind::ToAgents(message)).await?;
-        }
-        Ok(())
     }
 }

@@ -18,6 +18,8 @@ pub struct Site {
 /// A running agent with its folder.
 pub struct Agent {
     supervisor: Child,
+    /// When its processes were started.
+    pub started: Instant,
 }
 
 /// A binary built beside this one.
@@ -109,13 +111,14 @@ impl Site {
         let text = text.join("\n");
         std::fs::write(&config, format!("metrics = \"off\"\n{text}\n{more}\n"))?;
         let online = self.online()?;
+        let started = Instant::now();
         let supervisor = Command::new(binary("skein-agent")?)
             .arg("run")
             .arg("--home")
             .arg(&home)
             .stdin(Stdio::null())
             .spawn()?;
-        let agent = Agent { supervisor };
+        let agent = Agent { supervisor, started };
         let deadline = Instant::now() + Duration::from_secs(20);
         while self.online()? == online {
             ensure!(Instant::now() < deadline, "the agent was not online within 20 s");
@@ -135,6 +138,11 @@ impl Site {
     pub fn server_pids(&self) -> Vec<u32> {
         family(self.server.id())
     }
+
+    /// The same with their names.
+    pub fn processes(&self) -> Vec<(String, u32)> {
+        named("skein", self.server_pids())
+    }
 }
 
 impl Agent {
@@ -142,6 +150,21 @@ impl Agent {
     pub fn pids(&self) -> Vec<u32> {
         family(self.supervisor.id())
     }
+
+    /// The same with their names.
+    pub fn processes(&self) -> Vec<(String, u32)> {
+        named("skein-agent", self.pids())
+    }
+}
+
+/// Processes by program and subcommand.
+fn named(program: &str, pids: Vec<u32>) -> Vec<(String, u32)> {
+    let name = |pid: &u32| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let word = line.split(|byte| *byte == 0).nth(1).unwrap_or_default();
+        format!("{program} {}", String::from_utf8_lossy(word))
+    };
+    pids.into_iter().map(|pid| (name(&pid), pid)).collect()
 }
 
 impl Drop for Site {
