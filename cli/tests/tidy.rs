@@ -154,6 +154,30 @@ fn links_of_documents_lead_somewhere() {
     assert!(broken.is_empty(), "{broken:#?}");
 }
 
+/// The specification names the tests that hold its promises as `path::name`.
+#[test]
+fn tests_that_the_specification_names_exist() {
+    let text = fs::read_to_string(root().join("docs/specification.md")).unwrap();
+    let (mut named, mut absent) = (0, Vec::new());
+    for (path, name) in text.split('`').filter_map(|word| word.split_once(".rs::")) {
+        named += 1;
+        let source = fs::read_to_string(root().join(format!("{path}.rs"))).unwrap_or_default();
+        let before = source.split_once(&format!("fn {name}(")).map(|(before, _)| before);
+        // Its attributes lie between it and the end of the item before it.
+        let attributes = before.and_then(|before| before.rsplit(['}', ';']).next());
+        let is_test = |text: &str| text.contains("#[test]") || text.contains("#[tokio::test");
+        if !attributes.is_some_and(is_test) {
+            absent.push(format!("{path}.rs::{name}"));
+        }
+    }
+    assert!(named > 50, "the specification's layout changed: {named} tests found in it");
+    assert!(absent.is_empty(), "in docs/specification.md, and no test: {absent:#?}");
+    let faults = text.split("\n## Faults").nth(1).and_then(|rest| rest.split("\n## ").next());
+    for row in faults.unwrap().lines().filter(|line| line.starts_with("| ")).skip(1) {
+        assert!(row.contains(".rs::"), "no test holds this promise: {row}");
+    }
+}
+
 #[test]
 fn scripts_can_be_run_and_begin_alike() {
     use std::os::unix::fs::PermissionsExt;

@@ -5,14 +5,17 @@
 #![allow(clippy::unwrap_used)]
 
 mod crashes;
+mod disks;
 mod identity;
 mod joining;
 mod metrics;
+mod network;
 mod pushing;
 mod routing;
 mod running;
 mod selecting;
 mod stalls;
+mod strangers;
 mod supervising;
 mod tls;
 mod world;

@@ -25,7 +25,8 @@ fn tool(name: &str) -> Option<std::path::PathBuf> {
     found
 }
 
-fn get(address: &str, path: &str) -> std::io::Result<String> {
+/// The reply to a GET, head and body.
+pub fn get(address: &str, path: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(address)?;
     let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes())?;
@@ -34,7 +35,8 @@ fn get(address: &str, path: &str) -> std::io::Result<String> {
     Ok(reply)
 }
 
-fn agent_metrics(agent: &LocalAgent) -> String {
+/// Where an agent shows its metrics.
+pub fn agent_metrics(agent: &LocalAgent) -> String {
     let path = agent.home().join("run/ports.json");
     let ports: serde_json::Value = wait_for("the agent's ports", WAIT, || {
         serde_json::from_slice(&std::fs::read(&path).ok()?).ok()

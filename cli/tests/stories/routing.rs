@@ -9,14 +9,16 @@ use skein_cli::recount::Recount;
 
 use super::world::{WAIT, World};
 
-fn emit(agent: &LocalAgent, data_id: u32, lines: std::ops::Range<u32>) {
+/// Emits numbered lines.
+pub fn emit(agent: &LocalAgent, data_id: u32, lines: std::ops::Range<u32>) {
     let mut child = agent.emit(data_id).stdin(Stdio::piped()).spawn().unwrap();
     let text: String = lines.map(|line| format!("{line} emitted\n")).collect();
     child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
     assert!(child.wait().unwrap().success());
 }
 
-fn wait_unique(folder: &std::path::Path, expected: u64) {
+/// Waits until exactly so many different records are stored.
+pub fn wait_unique(folder: &std::path::Path, expected: u64) {
     wait_for("the records in the sink", WAIT, || {
         (Recount::of(folder).ok()?.unique() == expected).then_some(())
     })
