@@ -3,7 +3,7 @@
 //! differ.
 
 use std::collections::BTreeMap;
-use std::io::{BufReader, Read};
+use std::io::{self, BufReader, Read};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -255,17 +255,24 @@ impl Client {
     }
 
     fn unreachable(&self, error: &ureq::Error) -> CliError {
-        if let ureq::Error::Io(io) = error
-            && let Some(tls) = io.get_ref().and_then(|source| source.downcast_ref())
-        {
+        match error {
+            ureq::Error::Rustls(tls) => self.untrusted(self.connection.trust.explain(tls)),
+            ureq::Error::Io(io) => self.broken(io),
+            other => CliError::Unreachable { api: self.api().into(), reason: other.to_string() },
+        }
+    }
+
+    /// What an error of the connection means.
+    pub fn broken(&self, error: &io::Error) -> CliError {
+        if let Some(tls) = error.get_ref().and_then(|source| source.downcast_ref()) {
             return self.untrusted(self.connection.trust.explain(tls));
         }
-        // The kind of an error of the system says nothing that its text does not.
-        let reason = match error {
-            ureq::Error::Io(io) => io.to_string(),
-            other => other.to_string(),
+        let reason = match error.kind() {
+            // The libraries' texts on this speak to programmers.
+            io::ErrorKind::UnexpectedEof => "the connection broke off".to_owned(),
+            _ => error.to_string(),
         };
-        CliError::Unreachable { api: self.connection.api.clone(), reason }
+        CliError::Unreachable { api: self.api().into(), reason }
     }
 
     fn untrusted(&self, reason: String) -> CliError {

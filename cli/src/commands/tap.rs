@@ -43,7 +43,7 @@ pub fn run(args: &TapArgs, context: &Context) -> Outcome {
     let mut text = String::new();
     while args.count.is_none_or(|count| seen < count) {
         text.clear();
-        let read = reader.read_line(&mut text).map_err(CliError::io("the tap broke off"))?;
+        let read = reader.read_line(&mut text).map_err(|error| context.client.broken(&error))?;
         if read == 0 {
             return Err(CliError::Local("the server ended the tap".into()));
         }

@@ -122,13 +122,15 @@ fn show_one(context: &Context, detail: &TaskDetail) -> Result<(), CliError> {
         Table::new(&["AGENT", "HOST", "STATE", "EXIT", "SIGNAL", "TOOK", "OUTPUT", "ERROR"]);
     for host in &detail.hosts {
         let took = u64::try_from(host.ended_ms - host.started_ms).unwrap_or(0);
+        // Empty cells show as `-`: what has not ended has no exit code yet.
+        let ended = |cell: String| if host.state.is_final() { cell } else { String::new() };
         table.row([
             host.agent_id.clone(),
             host.hostname.clone(),
             word(&host.state),
-            host.exit_code.to_string(),
-            host.signal.to_string(),
-            quantity::duration(took),
+            ended(host.exit_code.to_string()),
+            ended(host.signal.to_string()),
+            ended(quantity::duration(took)),
             quantity::bytes(host.output_stored_bytes),
             host.error.clone(),
         ]);

@@ -226,3 +226,30 @@ fn an_operators_own_certificate_is_shown_to_who_asks_by_its_name() {
     operator.ends(0, &["--api", &url, "--ca", &authority(&company), "hosts"]);
     operator.ends(3, &["--api", &url, "--ca", &authority(&world), "hosts"]);
 }
+
+#[test]
+fn a_tap_whose_server_dies_says_so_in_plain_words() {
+    let world = world("");
+    world.server.tagged_stream("logs", &[1001]).unwrap();
+    let agent = world.agent("one", AgentOptions::default());
+    let operator = Operator::of(&world);
+    let (url, ca) = (url(&world, "127.0.0.1"), authority(&world));
+    let mut tap = operator.command(&["--api", &url, "--ca", &ca, "tap", "1001"]);
+    guard::die_with_parent(&mut tap);
+    let mut tap = tap.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let lines = BufReader::new(tap.stdout.take().unwrap()).lines();
+    let (sender, seen) = std::sync::mpsc::channel();
+    // Reads to the end: a tap that nobody reads would end by itself.
+    std::thread::spawn(move || lines.map_while(Result::ok).try_for_each(|line| sender.send(line)));
+    wait_for("the tap's first record", WAIT, || {
+        let status = agent.emit(1001).args(["--generate", "1"]).stdout(Stdio::null()).status();
+        assert!(status.unwrap().success());
+        seen.try_recv().ok()
+    })
+    .unwrap();
+    guard::signal(world.server.control_pid().unwrap(), guard::Signal::Kill);
+    let output = tap.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(3), "{text}");
+    assert!(text.contains("no answer from") && !text.contains("docs.rs"), "{text}");
+}
