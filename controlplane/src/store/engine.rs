@@ -19,8 +19,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
 use skein_observe::names;
-use tokio::sync::{oneshot, watch as cell};
+use tokio::sync::oneshot;
 
+use super::failure::{Failure, PanicIsFailure};
 use super::watch::{self, Event, EventKind, Watch, Watcher};
 use super::{
     Batch, Condition, Entry, HISTORY_EVENTS_MAX, LeaseId, Op, Page, Store, StoreError, StoreFuture,
@@ -76,51 +77,6 @@ pub struct RedbStore {
     revision: Arc<AtomicU64>,
     failure: Failure,
     thread: Option<JoinHandle<()>>,
-}
-
-/// How the engine failed, once it has.
-#[derive(Clone, Debug)]
-struct Failure(Arc<cell::Sender<Option<StoreError>>>);
-
-impl Failure {
-    fn new() -> Self {
-        Self(Arc::new(cell::Sender::new(None)))
-    }
-
-    fn get(&self) -> Option<StoreError> {
-        self.0.borrow().clone()
-    }
-
-    /// Enters the first failure; later ones follow from it.
-    fn enter(&self, error: &StoreError) {
-        self.0.send_if_modified(|failure| {
-            let is_first = failure.is_none();
-            if is_first {
-                tracing::error!(%error, "the store has failed; no more writes are taken");
-                *failure = Some(error.clone());
-            }
-            is_first
-        });
-    }
-
-    /// Passes a result on, and enters the engine's errors.
-    fn watched<T>(&self, result: Result<T, StoreError>) -> Result<T, StoreError> {
-        if let Err(error @ StoreError::Engine(_)) = &result {
-            self.enter(error);
-        }
-        result
-    }
-}
-
-/// Makes a panic of the commit thread a failure too.
-struct PanicIsFailure(Failure);
-
-impl Drop for PanicIsFailure {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.0.enter(&StoreError::Engine("its commit thread has panicked".into()));
-        }
-    }
 }
 
 enum Request {
@@ -264,14 +220,7 @@ impl Store for RedbStore {
     }
 
     fn failed(&self) -> Pin<Box<dyn Future<Output = StoreError> + Send + '_>> {
-        let mut failure = self.failure.0.subscribe();
-        Box::pin(async move {
-            match failure.wait_for(Option::is_some).await.map(|failure| failure.clone()) {
-                Ok(Some(error)) => error,
-                // The sender lives as long as this store.
-                Ok(None) | Err(_) => StoreError::Closed,
-            }
-        })
+        Box::pin(self.failure.wait())
     }
 }
 

@@ -12,6 +12,7 @@
 pub mod conformance;
 mod engine;
 pub(crate) mod ext;
+mod failure;
 mod watch;
 
 use std::future::Future;
