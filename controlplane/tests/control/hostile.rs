@@ -22,23 +22,31 @@ fn greedy(key: &KeyPair) -> bytes::Bytes {
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::Any];
     params.distinguished_name.push(DnType::CommonName, "server.skein");
     params.subject_alt_names = vec![
-        SanType::DnsName("server.skein".try_into().unwrap()),
-        SanType::IpAddress("127.0.0.1".parse().unwrap()),
+        SanType::DnsName("server.skein".try_into().expect("well-formed")),
+        SanType::IpAddress("127.0.0.1".parse().expect("well-formed")),
     ];
-    bytes::Bytes::copy_from_slice(params.serialize_request(key).unwrap().der())
+    bytes::Bytes::copy_from_slice(params.serialize_request(key).expect("well-formed").der())
 }
 
 fn assert_humble(der: &[u8], agent: &str) {
-    let (_, certificate) = X509Certificate::from_der(der).unwrap();
+    let (_, certificate) = X509Certificate::from_der(der).expect("well-formed");
     assert!(!certificate.is_ca());
-    let name = certificate.subject().iter_common_name().next().unwrap().as_str().unwrap();
+    let name = certificate
+        .subject()
+        .iter_common_name()
+        .next()
+        .expect("well-formed")
+        .as_str()
+        .expect("well-formed");
     assert_eq!((name, certificate.subject().iter().count()), (agent, 1));
-    let names = certificate.subject_alternative_name().unwrap().unwrap().value;
+    let names =
+        certificate.subject_alternative_name().expect("well-formed").expect("well-formed").value;
     let [GeneralName::DNSName(dns)] = names.general_names[..] else { panic!("{names:?}") };
     assert_eq!(dns, format!("{agent}.agent.skein"));
-    let usage = certificate.key_usage().unwrap().unwrap().value;
+    let usage = certificate.key_usage().expect("well-formed").expect("well-formed").value;
     assert!(usage.digital_signature() && !usage.key_cert_sign() && !usage.crl_sign());
-    let purposes = certificate.extended_key_usage().unwrap().unwrap().value;
+    let purposes =
+        certificate.extended_key_usage().expect("well-formed").expect("well-formed").value;
     assert!(purposes.client_auth && purposes.server_auth && !purposes.any);
 }
 
@@ -69,8 +77,8 @@ async fn a_request_for_more_than_an_agents_certificate_gets_an_agents_certificat
 
 /// Looks at every file below a folder.
 fn walk(folder: &Path, look: &mut impl FnMut(&Path)) {
-    for entry in std::fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
+    for entry in std::fs::read_dir(folder).expect("is readable") {
+        let path = entry.expect("is readable").path();
         look(&path);
         if path.is_dir() {
             walk(&path, look);

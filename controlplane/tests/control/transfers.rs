@@ -1,11 +1,15 @@
 //! Pushes: from an upload or an agent's file to every target, each with its own end.
 
+use std::path::{Path, PathBuf};
+
 use skein_controlplane::api::types::*;
 use skein_filemesh::engine::{LeafFile, SeedFile, hash_file};
 use skein_wire::fleet::v1::FetchResult;
 use skein_wire::fleet::v1::from_data::Kind as From;
 use skein_wire::signal::v1::agent_message::Kind as Agent;
-use skein_wire::signal::v1::{CommandBody, FileOffer, TransferState, TransferUpdate, command_body};
+use skein_wire::signal::v1::{
+    CommandBody, FileInfo, FileOffer, TransferState, TransferUpdate, command_body,
+};
 
 use crate::harness::{TestServer, fleet_of, online, until};
 
@@ -44,6 +48,26 @@ fn receives(body: CommandBody) -> Vec<Agent> {
         Agent::TransferUpdate(update(TransferState::Running, file.size_bytes / 2)),
         Agent::TransferUpdate(update(TransferState::Done, file.size_bytes)),
     ]
+}
+
+/// A file on the source's host, and what it says of it.
+fn source_file(folder: &Path) -> (PathBuf, FileInfo) {
+    let path = folder.join("app.tar");
+    std::fs::write(&path, content(70_000)).expect("writes");
+    let hashed =
+        hash_file(&path, None, &folder.join("leaves"), |_| std::ops::ControlFlow::Continue(()));
+    (path, hashed.expect("hashes").manifest.to_info())
+}
+
+/// A source that offers a file.
+fn offers(info: FileInfo) -> impl FnMut(CommandBody) -> Vec<Agent> + Send {
+    move |body| match body.kind {
+        Some(command_body::Kind::OfferFile(offer)) => {
+            let (transfer_id, file) = (offer.transfer_id, Some(info.clone()));
+            vec![Agent::FileOffer(FileOffer { transfer_id, file, error: String::new() })]
+        }
+        _ => Vec::new(),
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -90,12 +114,7 @@ async fn an_agents_file_is_offered_fetched_and_pushed() {
     let (server, data, agents) = fleet_of(&["source", "target"]).await;
     let source_id = agents[0].id.to_string();
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("app.tar");
-    std::fs::write(&path, content(70_000)).unwrap();
-    let hashed = hash_file(&path, None, &folder.path().join("leaves"), |_| {
-        std::ops::ControlFlow::Continue(())
-    });
-    let info = hashed.unwrap().manifest.to_info();
+    let (path, info) = source_file(folder.path());
     let offered = info.clone();
     data.up(&agents[0], move |body| match body.kind {
         Some(command_body::Kind::OfferFile(offer)) => {
@@ -227,19 +246,8 @@ async fn a_push_whose_order_was_lost_on_its_way_is_ordered_again() {
 async fn a_fetched_file_counts_although_its_report_was_lost() {
     let (server, data, agents) = fleet_of(&["source", "target"]).await;
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("app.tar");
-    std::fs::write(&path, content(70_000)).unwrap();
-    let hashed = hash_file(&path, None, &folder.path().join("leaves"), |_| {
-        std::ops::ControlFlow::Continue(())
-    });
-    let info = hashed.unwrap().manifest.to_info();
-    data.up(&agents[0], move |body| match body.kind {
-        Some(command_body::Kind::OfferFile(offer)) => {
-            let (transfer_id, file) = (offer.transfer_id, Some(info.clone()));
-            vec![Agent::FileOffer(FileOffer { transfer_id, file, error: String::new() })]
-        }
-        _ => Vec::new(),
-    });
+    let (path, info) = source_file(folder.path());
+    data.up(&agents[0], offers(info));
     data.up(&agents[1], receives);
     let source = TransferSource::Agent { agent: "source".into(), path: "/srv/app.tar".into() };
     let push = TransferRequest { targets: "host=target".into(), ..push(source) };
@@ -257,19 +265,8 @@ async fn a_fetched_file_counts_although_its_report_was_lost() {
 async fn a_fetch_that_failed_leaves_no_bytes_in_the_cache() {
     let (server, data, agents) = fleet_of(&["source", "target"]).await;
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("app.tar");
-    std::fs::write(&path, content(70_000)).unwrap();
-    let hashed = hash_file(&path, None, &folder.path().join("leaves"), |_| {
-        std::ops::ControlFlow::Continue(())
-    });
-    let info = hashed.unwrap().manifest.to_info();
-    data.up(&agents[0], move |body| match body.kind {
-        Some(command_body::Kind::OfferFile(offer)) => {
-            let (transfer_id, file) = (offer.transfer_id, Some(info.clone()));
-            vec![Agent::FileOffer(FileOffer { transfer_id, file, error: String::new() })]
-        }
-        _ => Vec::new(),
-    });
+    let (_, info) = source_file(folder.path());
+    data.up(&agents[0], offers(info));
     let source = TransferSource::Agent { agent: "source".into(), path: "/srv/app.tar".into() };
     let transfer: Transfer = server.api.post("/transfers", &push(source)).await.unwrap();
     let fetch = until("the data process is to fetch", || data.seen().fetches.pop()).await;
