@@ -7,6 +7,7 @@
 
 use skein_agent::inputs::gse;
 use skein_agent::spool::segment::{self, SegmentHeader};
+use skein_dataplane::sinks::checkpoint;
 use skein_filemesh::core::peer_wire;
 use skein_wire::batch::{BatchHeader, HEADER_BYTES};
 use skein_wire::command::Verifier;
@@ -26,6 +27,9 @@ use skein_wire::signal::v1::{
 };
 use skein_wire::token::JoinToken;
 
+#[path = "mesh.rs"]
+pub mod mesh;
+
 /// A fuzz target.
 pub type Body = fn(&[u8]);
 
@@ -42,8 +46,13 @@ pub const TARGETS: &[(&str, Body)] = &[
     ("wire_token", wire_token),
     ("wire_command", wire_command),
     ("mesh_peer_wire", mesh_peer_wire),
+    ("mesh_leecher", mesh::mesh_leecher),
+    ("mesh_seeder", mesh::mesh_seeder),
+    ("mesh_manifest", mesh::mesh_manifest),
+    ("mesh_sidecar", mesh::mesh_sidecar),
     ("agent_collector", agent_collector),
     ("agent_spool", agent_spool),
+    ("data_checkpoint", data_checkpoint),
 ];
 
 /// Prefixes are tried one by one for frames up to this size, and a few for larger ones.
@@ -268,6 +277,22 @@ pub fn agent_spool(input: &[u8]) {
     let again = segment::scan(&header, &input[..scan.good_bytes], range_of);
     assert_eq!((again.good_bytes, again.end), (scan.good_bytes, scan.end));
     assert_eq!((again.records, again.marks), (scan.records, scan.marks));
+}
+
+/// A checkpoint log as a crash or a bad disk may leave it: what is kept of it is found again. The
+/// input is a log, and once more the entries of a frame whose checksum is right.
+pub fn data_checkpoint(input: &[u8]) {
+    let length = (input.len() as u32).to_le_bytes();
+    let crc = mesh::crc32c(input).to_le_bytes();
+    let framed = [checkpoint::MAGIC.as_slice(), &length, &crc, input].concat();
+    for log in [input, &framed] {
+        let state = checkpoint::State::replay(log);
+        assert!(state.whole_bytes <= log.len());
+        let again = checkpoint::State::replay(&log[..state.whole_bytes]);
+        assert_eq!(again.whole_bytes, state.whole_bytes);
+        assert_eq!((again.files, again.lanes), (state.files, state.lanes));
+    }
+    assert_eq!(checkpoint::State::replay(&framed).whole_bytes, framed.len());
 }
 
 /// Lengths of the shorter prefixes that are tried.

@@ -2,7 +2,15 @@
 //! from, and what the mutations of plain `cargo test` start at.
 
 use skein_agent::spool::segment::{self, Entry, SegmentHeader};
-use skein_filemesh::core::peer_wire::{BlockRange, Handshake, HashRange, Message as PeerMessage};
+use skein_dataplane::sinks::checkpoint;
+use skein_dataplane::sinks::disk::FileId;
+use skein_filemesh::core::leecher::Action;
+use skein_filemesh::core::link::Have;
+use skein_filemesh::core::merkle;
+use skein_filemesh::core::peer_wire::{
+    BlockRange, HANDSHAKE_BYTES, Handshake, HashRange, Message as PeerMessage,
+};
+use skein_filemesh::core::seeder::{Pull, Seeder};
 use skein_wire::batch::{BatchBuilder, BatchHeader};
 use skein_wire::compress::{Codec, Compressor};
 use skein_wire::data::{
@@ -19,6 +27,8 @@ use skein_wire::signal::v1::{
 };
 use skein_wire::token::JoinToken;
 
+use super::bodies::mesh;
+
 /// One input: target, name, bytes.
 pub type Sample = (&'static str, &'static str, Vec<u8>);
 
@@ -30,6 +40,12 @@ pub fn samples() -> Vec<Sample> {
     samples.extend(data_frames());
     samples.extend(bodies());
     samples.extend(peer_messages());
+    samples.extend(transcripts());
+    samples.push(("mesh_manifest", "manifest", manifest()));
+    samples.push(("mesh_sidecar", "leaves", leaves_sidecar()));
+    let log = checkpoint_log();
+    samples.push(("data_checkpoint", "entries", log[16..].to_vec()));
+    samples.push(("data_checkpoint", "log", log));
     samples.push(("agent_collector", "frames", collector_frames()));
     samples.push(("agent_spool", "segment", spool_segment()));
     let token = JoinToken { id: [1; 8], secret: [2; 16], ca_sha256: [3; 32] };
@@ -212,6 +228,96 @@ fn peer_messages() -> Vec<Sample> {
     messages.iter().for_each(|message| message.encode(&mut stream));
     let handshake = Handshake::new([1; 20], [2; 20]).encode().to_vec();
     vec![("mesh_peer_wire", "handshake", handshake), ("mesh_peer_wire", "stream", stream)]
+}
+
+/// Both directions of a whole transfer between an honest seed and an honest leecher, as each side
+/// receives it; the first byte cuts it into small reads.
+fn transcripts() -> Vec<Sample> {
+    let mesh::File { data, leaves, tree } = mesh::file();
+    let mut leecher = mesh::leecher();
+    let (mut up, mut down, mut actions) = (vec![], vec![], vec![]);
+    leecher.tick(0, &mut actions);
+    leecher.take_output(&mut up, 0);
+    let seeder = Seeder::accept(tree.clone(), Have::All, mesh::shake(2), &mesh::shake(1), 0);
+    let mut seeder = seeder.expect("a member's handshake");
+    let up_start = HANDSHAKE_BYTES;
+    let (mut seen_up, mut seen_down) = (up_start, 0);
+    while !leecher.download().is_done() {
+        seen_up += seeder.receive(&up[seen_up..], 0).expect("an honest leecher");
+        loop {
+            let before = down.len();
+            match seeder.next(1 << 20, &mut down, 0) {
+                Some(Pull::Data { offset, len }) => {
+                    down.extend_from_slice(&data[offset as usize..][..len as usize]);
+                }
+                Some(Pull::Leaves { first, count }) => {
+                    let range = first as usize..(first + count) as usize;
+                    seeder.leaves(Some(leaves[range].as_flattened()), &mut down, 0);
+                }
+                None if down.len() == before => break,
+                None => {}
+            }
+        }
+        seen_down += leecher.receive(&down[seen_down..], 0, &mut actions);
+        for action in std::mem::take(&mut actions) {
+            if let Action::Write { data, .. } = action {
+                leecher.written(data.len() as u64, 0, &mut actions);
+            }
+        }
+        leecher.take_output(&mut up, 0);
+    }
+    let of = |stream: &[u8]| [&[2], stream].concat();
+    vec![("mesh_leecher", "honest", of(&down)), ("mesh_seeder", "honest", of(&up[up_start..]))]
+}
+
+fn manifest() -> Vec<u8> {
+    let info = signal::FileInfo {
+        size_bytes: 3 * 65_536 + 1,
+        piece_bytes: 65_536,
+        root: vec![7; 32].into(),
+        name: "libexample.so".into(),
+        mode: 0o755,
+        mtime_ms: 1_767_225_600_000,
+    };
+    info.encode_to_vec()
+}
+
+/// A sidecar of two blocks in one piece; its body makes the checksums right.
+fn leaves_sidecar() -> Vec<u8> {
+    let (blocks, root) = ([[1; 32], [2; 32]], merkle::node(&[1; 32], &[2; 32]));
+    let mut bytes = b"SKNLEAF\0\0\0\0\x01\0\0\x80\0".to_vec();
+    bytes.extend_from_slice(&32_768u64.to_be_bytes());
+    bytes.extend_from_slice(&root);
+    bytes.extend_from_slice(b"\0\0\0\x02\0\0\0\x01");
+    bytes.resize(128, 0);
+    bytes.extend_from_slice(blocks.as_flattened());
+    bytes.extend_from_slice(&root);
+    bytes
+}
+
+/// A file that grew and one that was closed, and a lane with two streams.
+fn checkpoint_log() -> Vec<u8> {
+    let entry = |file| checkpoint::FileEntry {
+        file: FileId(file),
+        stream: 1,
+        device: 2,
+        inode: 3,
+        length: 4096,
+        opened_ms: 1_767_225_600_000,
+        number: 0,
+        root: "/data/sinks".into(),
+        base: "logs/1001.log".into(),
+        path: "logs/1001.log".into(),
+    };
+    let mut frame = checkpoint::Frame::default();
+    frame.file(&entry(1));
+    frame.file(&entry(2));
+    frame.length(FileId(1), 8192);
+    frame.closed(FileId(2));
+    let agent = AgentId::parse("agent-1").expect("a valid id");
+    let streams = [(1, Sequence(20)), (2, Sequence(25))].into_iter();
+    frame.lane(&agent, DataId(1001), Epoch(3), Sequence(20), streams);
+    [checkpoint::MAGIC.as_slice(), &frame.finish()].concat()
 }
 
 /// A question, a plain record, an event and a DYNAMIC record with metas, as collectors send them.
