@@ -19,6 +19,7 @@ use skein_wire::signal::v1::{
     RenewRequest, ServerMessage, agent_message::Kind, server_message,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::sync::Notify;
 
 use super::dialer::ChannelIo;
 use super::{Dialer, LinkStream, Outbox, Priority, Redial, renewal};
@@ -89,6 +90,8 @@ struct Beats {
     heart: Heartbeater,
     /// The last heartbeat and when it was sent.
     sent: (u64, u64),
+    /// The server was heard: the next beat may be due earlier.
+    changed: Arc<Notify>,
 }
 
 impl SignalLink {
@@ -130,7 +133,7 @@ impl SignalLink {
         let now = clock::now_ms();
         let mut clock = ObservedClock::new(now, OBSERVER_STEP_MS);
         let heart = Heartbeater::new(INTERVAL_MS, MISSES, clock.advance(now));
-        let beats = Mutex::new(Beats { clock, heart, sent: (0, now) });
+        let beats = Mutex::new(Beats { clock, heart, sent: (0, now), changed: Arc::default() });
         self.outbox.open();
         metrics::gauge!(names::AGENT_CONNECTED, "kind" => "signal").set(1.0);
         let end = tokio::select! {
@@ -235,6 +238,8 @@ impl SignalLink {
         let observed = beats.clock.advance(now);
         let wanted = ack.interval_ms.min(skein_wire::limits::HEARTBEAT_INTERVAL_MS_MAX);
         beats.heart.set_interval(wanted.into(), observed);
+        // A shorter interval counts from now, not from the end of the ticker's sleep.
+        beats.changed.notify_one();
     }
 
     fn command(&self, command: &Command) {
@@ -280,11 +285,15 @@ impl SignalLink {
 
     async fn tick(&self, beats: &Mutex<Beats>) -> Result<(), SessionEnd> {
         let mut slow = Slow::default();
+        let changed = lock(beats).changed.clone();
         loop {
             let now = clock::now_ms();
             let pause = self.beat(beats, now)?;
             self.report_slowly(&mut slow, now);
-            tokio::time::sleep(Duration::from_millis(pause.clamp(1, LOOK_MS))).await;
+            tokio::select! {
+                () = tokio::time::sleep(Duration::from_millis(pause.clamp(1, LOOK_MS))) => {}
+                () = changed.notified() => {}
+            }
         }
     }
 
