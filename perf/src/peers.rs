@@ -63,7 +63,8 @@ pub fn version(kind: Kind, root: &Path) -> anyhow::Result<String> {
     let output = program(&root, name).arg(flag).output()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let first = text.lines().next().unwrap_or_default();
-    Ok(first.split("  ").next().unwrap_or_default().to_owned())
+    let first = first.split(" (aka").next().unwrap_or_default();
+    Ok(first.split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
 fn rsyslog(root: &Path, source: &Path, work: &Path, port: u16) -> anyhow::Result<[Command; 2]> {

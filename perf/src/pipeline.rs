@@ -129,7 +129,8 @@ impl Pipeline {
         report.note(
             "All read the same file from its start, send over TLS on loopback and write plain lines \
              into a file, which is read again: a round counts only when every line has arrived. \
-             CPU is user and system time of the processes from their start. Skein's sender also \
+             CPU is user and system time of the processes from their start; Skein's server, which has to \
+             run when its agent enrols, counts from the start of the agent. Skein's sender also \
              keeps everything in its spool on disk until the receiver has flushed it, compresses, \
              and proves each line's place; its receiver acknowledges after fdatasync; all processes \
              of the server count. rsyslog and syslog-ng hold lines in memory and acknowledge \
@@ -178,13 +179,14 @@ impl Pipeline {
     fn skein(&self, source: &Path, sent: &LineSet, folder: &Path) -> anyhow::Result<Round> {
         let site = Site::start(folder)?;
         site.skein(&["stream", "add", "lines", "--data-id", "1001"])?;
-        let server = site.server_pids();
-        let before = cpu_of(&server)?;
         let tail = format!(
             "[[tail]]\npath = \"{}\"\ndata_id = 1001\nfrom = \"start\"\n",
             source.display()
         );
-        let agent = site.agent("agent", &tail)?;
+        let home = site.enrol("agent", &tail)?;
+        let server = site.server_pids();
+        let before = cpu_of(&server)?;
+        let agent = site.start_agent(&home)?;
         let sinks = site.path("server/data/sinks");
         self.wait(&|| Ok(files_below(&sinks)?))?;
         let seconds = agent.started.elapsed().as_secs_f64();

@@ -90,6 +90,11 @@ impl Site {
     /// Enrols an agent with `more` appended to its agent.toml, starts it, and waits until it is
     /// online.
     pub fn agent(&self, name: &str, more: &str) -> anyhow::Result<Agent> {
+        self.start_agent(&self.enrol(name, more)?)
+    }
+
+    /// Enrols an agent with `more` appended to its agent.toml; its folder.
+    pub fn enrol(&self, name: &str, more: &str) -> anyhow::Result<PathBuf> {
         let home = self.path(name);
         let token: serde_json::Value =
             serde_json::from_str(&self.skein(&["token", "create", "--json"])?)?;
@@ -110,12 +115,17 @@ impl Site {
         let text: Vec<&str> = text.lines().filter(|line| !line.starts_with("metrics =")).collect();
         let text = text.join("\n");
         std::fs::write(&config, format!("metrics = \"off\"\n{text}\n{more}\n"))?;
+        Ok(home)
+    }
+
+    /// Starts an enrolled agent and waits until it is online.
+    pub fn start_agent(&self, home: &Path) -> anyhow::Result<Agent> {
         let online = self.online()?;
         let started = Instant::now();
         let supervisor = Command::new(binary("skein-agent")?)
             .arg("run")
             .arg("--home")
-            .arg(&home)
+            .arg(home)
             .stdin(Stdio::null())
             .spawn()?;
         let agent = Agent { supervisor, started };
