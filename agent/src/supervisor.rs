@@ -18,6 +18,7 @@ use skein_wire::backoff::Backoff;
 
 use crate::clock;
 use crate::home::Home;
+use crate::sys::memory;
 use crate::sys::process::{self, SIGCHLD, SIGINT, SIGTERM};
 
 /// Between a worker's end and the next worker.
@@ -67,6 +68,7 @@ pub fn run(home: &Home) -> Result<(), SupervisorError> {
     loop {
         let began = clock::now_ms();
         let mut worker = start(home).map_err(|error| SupervisorError::Io("worker", error))?;
+        memory::forget_start();
         let end = watch(&mut worker, &mut signals)
             .map_err(|error| SupervisorError::Io("waiting for the worker", error))?;
         match end {

@@ -20,13 +20,15 @@ use crate::link::servers::Servers;
 use crate::link::{Dialer, Outbox, SignalLink};
 use crate::paths::PathRules;
 use crate::status::StatusFile;
-use crate::sys::process;
+use crate::sys::{memory, process};
 use crate::{facts, inputs, lanes, tasks, transfers};
 
 /// Threads for name lookups, the status file and other small waits.
 const BLOCKING_THREADS_MAX: usize = 4;
 /// They end when idle for this long, so that an idle agent has none.
 const BLOCKING_KEEP: Duration = Duration::from_secs(2);
+/// By then channels are up or waiting, and the code of the start can go.
+const STARTED: Duration = Duration::from_secs(10);
 /// Spool and sockets get this long at the end.
 const CLOSE_TIME: Duration = Duration::from_secs(5);
 
@@ -146,6 +148,10 @@ async fn work(home: Home, config: Config, identity: Identity) -> Result<(), Work
     };
     tokio::task::spawn_local(link.run());
     tokio::task::spawn_local(lanes::run(spool.clone(), dialer));
+    tokio::task::spawn_local(async {
+        tokio::time::sleep(STARTED).await;
+        memory::forget_start();
+    });
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}

@@ -3,6 +3,7 @@
 //! close_range or memfd_create.
 
 pub mod dir;
+pub mod memory;
 pub mod net;
 pub mod process;
 pub mod procfs;
