@@ -4,7 +4,8 @@
 //! Only segments are remembered, not batches: a spool of 512 MiB full of tiny batches costs no
 //! more memory than one of large ones. Invariants: segments are in order of (epoch, first); a
 //! segment before the acknowledged position is removed unless it is the newest, which carries the
-//! lane's history (epoch, sequence, marks) across restarts.
+//! lane's history (epoch, sequence, marks) across restarts, or entries are on their way into it: a
+//! disk that stands still may be behind a server that acknowledges all it was sent.
 
 use std::collections::VecDeque;
 
@@ -39,6 +40,8 @@ pub struct Segment {
     pub records: u64,
     /// Durable bytes of the file.
     pub bytes: u64,
+    /// Entries on their way to the disk.
+    pub writing: u32,
 }
 
 impl Segment {
@@ -137,13 +140,21 @@ impl Index {
     /// Adds an empty newest segment.
     pub fn open(&mut self, id: SegmentId) {
         debug_assert!(self.segments.back().is_none_or(|newest| newest.id < id));
-        self.segments.push_back(Segment { id, end: id.next, records: 0, bytes: 0 });
+        self.segments.push_back(Segment { id, end: id.next, records: 0, bytes: 0, writing: 0 });
+    }
+
+    /// Notes that an entry is on its way into a segment; [`Index::appended`] follows.
+    pub fn writing(&mut self, id: SegmentId) {
+        if let Some(segment) = self.segments.iter_mut().rev().find(|segment| segment.id == id) {
+            segment.writing += 1;
+        }
     }
 
     /// Notes that a batch is durable; false if its segment was given up meanwhile.
     pub fn appended(&mut self, id: SegmentId, end: u64, records: u64, bytes: u64) -> bool {
         let found = self.segments.iter_mut().rev().find(|segment| segment.id == id);
         let Some(segment) = found else { return false };
+        segment.writing = segment.writing.saturating_sub(1);
         segment.end = segment.end.max(end);
         segment.records += records;
         self.bytes = self.bytes + bytes - segment.bytes.min(bytes);
@@ -155,7 +166,9 @@ impl Index {
     pub fn ack(&mut self, position: Position) -> Vec<SegmentId> {
         self.acked = self.acked.max(position);
         let mut removed = Vec::new();
-        while self.segments.len() > 1 && self.segments[0].end() <= self.acked {
+        let over = |segment: &Segment| segment.end() <= self.acked && segment.writing == 0;
+        let over = self.segments.iter().take_while(|segment| over(segment)).count();
+        for _ in 0..over.min(self.segments.len().saturating_sub(1)) {
             removed.extend(self.pop());
         }
         removed
@@ -219,6 +232,23 @@ mod tests {
         assert_eq!(index.ack(p(50)), [], "acknowledgements never go back");
         assert_eq!(index.acked(), p(180));
         assert_eq!(index.end(), p(180));
+    }
+
+    /// The disk is behind: a server acknowledged all that is durable of a segment, and more is on
+    /// its way into it, though a newer segment is open already.
+    #[test]
+    fn a_segment_that_is_being_written_stays() {
+        let mut index = Index::default();
+        index.open(p(0));
+        index.writing(p(0));
+        index.writing(p(0));
+        index.open(p(100));
+        index.writing(p(100));
+        assert!(index.appended(p(0), 50, 50, 500));
+        assert!(index.ack(p(50)).is_empty());
+        assert!(index.appended(p(0), 100, 50, 1_000));
+        assert_eq!(index.depth().0, 50);
+        assert_eq!(index.ack(p(100)), [p(0)]);
     }
 
     #[test]

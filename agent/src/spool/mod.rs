@@ -550,6 +550,7 @@ impl State {
             }
             (fresh, segment::SEGMENT_HEADER_BYTES as u64)
         });
+        lane.index.writing(segment);
         append.segment = segment;
         lane.active = Some((segment, used + bytes));
         lane.entries += 1;

@@ -129,7 +129,8 @@ fn older_segments(
     for ((id, bytes), follower) in files.iter().zip(followers) {
         if id.epoch == follower.epoch {
             let records = follower.next - id.next;
-            segments.push(Segment { id: *id, end: follower.next, records, bytes: *bytes });
+            let (id, end, bytes) = (*id, follower.next, *bytes);
+            segments.push(Segment { id, end, records, bytes, writing: 0 });
             continue;
         }
         let content = std::fs::read(dir.join(super::disk::file_name(*id)))?;
@@ -146,6 +147,7 @@ fn segment(id: SegmentId, scan: &Scan) -> Segment {
         end: scan.end.unwrap_or(id.next),
         records: scan.records,
         bytes: scan.good_bytes as u64,
+        writing: 0,
     }
 }
 
