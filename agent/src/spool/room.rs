@@ -5,6 +5,10 @@
 //! wants room if it has at least its fair part, then the largest lane of inputs that cannot wait,
 //! then the largest of all. Inputs that can wait stop at seven eighths, so that the last eighth
 //! absorbs what cannot wait.
+//!
+//! The shares of all held lanes together are at most half of the cap, however many are held, and
+//! what they have over their shares does not count as taken when a lane that flows wants room. So
+//! lanes that are held for ever never stop those that flow.
 
 use skein_wire::data::HoldReason;
 
@@ -63,7 +67,23 @@ impl State {
             None => self.lanes.len() < LANES_MAX,
         };
         let total = self.total_bytes + self.filling_bytes as u64 + bytes;
-        lane_room && !self.refused && !self.stalled() && total < most(self.bounds.total_bytes)
+        let bound = most(self.bounds.total_bytes);
+        let held = self.lanes.get(&data_id).is_some_and(|lane| lane.held.is_some());
+        let room = total < bound || (!held && total < bound + self.held_excess());
+        lane_room && room && !self.refused && !self.stalled()
+    }
+
+    /// What one of the held lanes may have.
+    fn held_share(&self) -> u64 {
+        let held = self.lanes.values().filter(|lane| lane.held.is_some()).count() as u64;
+        self.bounds.held_bytes.min(self.bounds.total_bytes / 2 / held.max(1))
+    }
+
+    /// What held lanes have over their shares: they give it to lanes that flow.
+    fn held_excess(&self) -> u64 {
+        let share = self.held_share();
+        let held = self.lanes.values().filter(|lane| lane.held.is_some());
+        held.map(|lane| lane.index.bytes().saturating_sub(share)).sum()
     }
 
     /// To be called after what changes the bytes of a lane.
@@ -75,7 +95,7 @@ impl State {
     fn limit_of(&self, lane: &Lane) -> u64 {
         match lane.held {
             None => self.bounds.lane_bytes,
-            Some(_) => lane.held_keep_bytes.clamp(self.bounds.held_bytes, self.bounds.lane_bytes),
+            Some(_) => lane.held_keep_bytes.clamp(self.held_share(), self.bounds.lane_bytes),
         }
     }
 
@@ -101,8 +121,8 @@ impl State {
     }
 
     fn victim(&self, wanting: u32) -> u32 {
-        let held_over =
-            |lane: &&Lane| lane.held.is_some() && lane.index.bytes() > self.bounds.held_bytes;
+        let share = self.held_share();
+        let held_over = |lane: &&Lane| lane.held.is_some() && lane.index.bytes() > share;
         let size = |lane: &&Lane| lane.index.bytes();
         let fair = self.bounds.total_bytes / (self.lanes.len().max(1) as u64);
         let wants = self.lanes.get(&wanting);
