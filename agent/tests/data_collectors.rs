@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use skein_agent::home::Home;
+use skein_agent::inputs::collector::Collectors;
 use skein_agent::inputs::{self, AgentInfo, InfoCell, InputsConfig};
 use skein_agent::spool::{Peek, Place, Position, Spool, SpoolConfig};
 use skein_wire::compress::Decompressor;
@@ -322,5 +323,64 @@ fn dribblers_disturb_nobody() {
         let rss = status.lines().find(|line| line.starts_with("VmRSS")).unwrap();
         let kib: u64 = rss.split_whitespace().nth(1).unwrap().parse().unwrap();
         assert!(kib < 300 * 1024, "{rss}");
+    });
+}
+
+/// Unfinished frames of all connections together have a bound in memory: who goes beyond is
+/// closed, and what the others sent is untouched.
+#[test]
+fn unfinished_frames_are_bounded_in_memory() {
+    local(async {
+        let agent = Agent::start();
+        let part = [header(0xC01, LANE, 10 * 1024 * 1024), vec![b'x'; 9 << 20]].concat();
+        let mut open = Vec::new();
+        let mut closed = 0;
+        for _ in 0..9 {
+            let mut stream = agent.connect().await;
+            // Over the bound it is closed while we write, or soon after.
+            let sent = stream.write_all(&part).await.is_ok();
+            let closing = is_closed(&mut stream);
+            let kept = tokio::time::timeout(Duration::from_millis(200), closing).await.is_err();
+            match sent && kept {
+                true => open.push(stream),
+                false => closed += 1,
+            }
+        }
+        // 64 MiB are seven of these.
+        assert_eq!((open.len(), closed), (7, 2));
+        let mut stream = agent.connect().await;
+        stream.write_all(&common(b"through")).await.unwrap();
+        assert_eq!(agent.records(LANE, 1).await, [b"through"]);
+        // One of those that were there first may go on; what another one had is given back.
+        open[0].write_all(&vec![b'x'; 1 << 20]).await.unwrap();
+        drop(open.pop());
+        assert_eq!(agent.records(LANE, 2).await[1].len(), 10 << 20);
+    });
+}
+
+/// A frame has its time from its first byte, however busily its bytes drip. A connection that says
+/// nothing may stay.
+#[test]
+fn a_frame_that_drips_is_closed_in_time() {
+    local(async {
+        let agent = Agent::start();
+        let path = agent.home.run().join("hasty");
+        let info = InfoCell::new(AgentInfo::default);
+        let time = Duration::from_millis(500);
+        let hasty = Collectors::with_frame_time(agent.spool.clone(), info, time);
+        let listening = path.clone();
+        tokio::task::spawn_local(async move { hasty.listen(&listening, 0o600).await });
+        wait_until(|| path.exists()).await;
+        let mut idle = UnixStream::connect(&path).await.unwrap();
+        let mut dribbler = UnixStream::connect(&path).await.unwrap();
+        let began = Instant::now();
+        dribbler.write_all(&header(0xC01, LANE, 1_000_000)).await.unwrap();
+        while dribbler.write_all(b"x").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert!(began.elapsed() >= time, "{:?}", began.elapsed());
+        assert!(began.elapsed() < 10 * time, "{:?}", began.elapsed());
+        idle.write_all(&common(b"after a long time")).await.unwrap();
+        assert_eq!(agent.records(LANE, 1).await, [b"after a long time"]);
     });
 }

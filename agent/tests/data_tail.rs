@@ -416,3 +416,66 @@ fn what_may_not_be_read_is_left_alone() {
         assert_eq!(agent.lines(2).await, ["allowed", "more"]);
     });
 }
+
+/// A path that becomes a symbolic link leads to another file; the one before is read to its end.
+#[test]
+fn a_file_replaced_by_a_symlink_is_followed_to_where_it_leads() {
+    local(async {
+        let log = Log::new();
+        log.append("one\n");
+        let agent = log.start(From::Start);
+        assert_eq!(agent.lines(1).await, ["one"]);
+        let elsewhere = log.dir.path().join("elsewhere.txt");
+        std::fs::write(&elsewhere, "three\n").unwrap();
+        let link = log.path.with_file_name("link.tmp");
+        std::os::unix::fs::symlink(&elsewhere, &link).unwrap();
+        log.append("two\n");
+        std::fs::rename(&link, &log.path).unwrap();
+        let mut lines = agent.lines(3).await;
+        lines.sort();
+        assert_eq!(lines, ["one", "three", "two"]);
+        log.append("four\n");
+        assert_eq!(std::fs::read_to_string(&elsewhere).unwrap(), "three\nfour\n");
+        assert_eq!(agent.lines(4).await[3], "four");
+    });
+}
+
+/// A successor that may not be read for a while loses nothing, and its predecessor neither.
+#[test]
+fn a_file_that_cannot_be_read_for_a_while_is_read_later() {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    local(async {
+        let log = Log::new();
+        log.append("one\n");
+        let place = Place { dir: log.spool(), boot_id: [1; 16] };
+        let spool = Spool::open(place, &config(), AgentId::parse("agent-1").unwrap()).unwrap();
+        let driving = spool.clone();
+        let driven = tokio::task::spawn_local(async move { driving.run().await });
+        let (denied, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let rules = {
+            let (denied, seen) = (denied.clone(), seen.clone());
+            move |path: &Path| {
+                if denied.load(Ordering::SeqCst) {
+                    seen.store(true, Ordering::SeqCst);
+                    return Err(std::io::ErrorKind::PermissionDenied.into());
+                }
+                File::open(path)
+            }
+        };
+        let path = log.path.to_str().unwrap().to_owned();
+        let tails = [TailConfig { path, data_id: LANE, from: From::Start }];
+        tail::start(&tails, &spool, spool.recovered_marks(), Box::new(rules));
+        let agent = Agent { spool, driven };
+        assert_eq!(agent.lines(1).await, ["one"]);
+        denied.store(true, Ordering::SeqCst);
+        std::fs::rename(&log.path, log.rotated(1)).unwrap();
+        log.append("two\n");
+        wait_until(|| seen.load(Ordering::SeqCst)).await;
+        let mut old = OpenOptions::new().append(true).open(log.rotated(1)).unwrap();
+        old.write_all(b"last of the old one\n").unwrap();
+        assert_eq!(agent.lines(2).await[1], "last of the old one");
+        denied.store(false, Ordering::SeqCst);
+        assert_eq!(agent.lines(3).await[2], "two");
+    });
+}

@@ -199,7 +199,12 @@ fn exit_code_output_arguments_and_environment_are_as_promised() {
 fn no_descriptor_of_the_agent_reaches_a_script() {
     let temp = tempfile::tempdir().unwrap();
     let mut host = Host::start(temp.path());
-    let task = script("ls /proc/$$/fd | tr '\\n' ' '; cat /proc/self/oom_score_adj");
+    // By way of a file: of a pipeline bash itself holds an end for a moment.
+    let list = temp.path().join("list");
+    let task = script(&format!(
+        "ls /proc/$$/fd > {list}; tr '\\n' ' ' < {list}; cat /proc/self/oom_score_adj",
+        list = list.display()
+    ));
     host.run(&task);
     // bash holds its script as 255.
     assert_eq!(host.finish(&task).output, "0 1 2 255 0\n");
@@ -256,6 +261,24 @@ fn a_timeout_leaves_nobody_with_a_cgroup_if_there_is_one() {
 #[test]
 fn a_timeout_leaves_nobody_without_a_cgroup() {
     timeout_leaves_nobody(without_cgroup());
+}
+
+fn cancel_leaves_nobody(limits: TasksConfig) {
+    let temp = tempfile::tempdir().unwrap();
+    let mut host = Host::start_with(temp.path(), limits);
+    let task = script(STUBBORN);
+    host.run(&task);
+    wait_until("all children run", || processes_of(&task) >= 5);
+    host.cancel(&task);
+    assert_eq!(host.finish(&task).update.state(), TaskState::Cancelled);
+    assert_eq!(processes_of(&task), 0);
+    host.stop();
+}
+
+#[test]
+fn a_cancel_leaves_nobody_with_or_without_a_cgroup() {
+    cancel_leaves_nobody(TasksConfig::default());
+    cancel_leaves_nobody(without_cgroup());
 }
 
 #[test]

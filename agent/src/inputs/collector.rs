@@ -44,6 +44,7 @@ pub struct Collectors {
 struct Shared {
     spool: Rc<Spool>,
     info: InfoCell,
+    frame_time: Duration,
     connections: Cell<usize>,
     held_bytes: Cell<usize>,
     /// One for all: what a read returned is decoded before anything is awaited.
@@ -55,7 +56,7 @@ struct Shared {
 enum End {
     #[error(transparent)]
     Frame(#[from] FrameError),
-    #[error("a frame did not end within {} s", FRAME_TIME.as_secs())]
+    #[error("a frame did not end in time")]
     Slow,
     #[error("unfinished frames of all connections take more than {HELD_BYTES_MAX} bytes")]
     Memory,
@@ -80,10 +81,16 @@ impl End {
 impl Collectors {
     /// Records go to `spool`, questions are answered from `info`.
     pub fn new(spool: Rc<Spool>, info: InfoCell) -> Collectors {
+        Collectors::with_frame_time(spool, info, FRAME_TIME)
+    }
+
+    /// With another time that a frame may take from its first byte to its last.
+    pub fn with_frame_time(spool: Rc<Spool>, info: InfoCell, frame_time: Duration) -> Collectors {
         Collectors {
             shared: Rc::new(Shared {
                 spool,
                 info,
+                frame_time,
                 connections: Cell::new(0),
                 held_bytes: Cell::new(0),
                 scratch: RefCell::new(vec![0; READ_BYTES].into()),
@@ -173,8 +180,10 @@ impl Connection {
             match frame_started {
                 None => self.stream.readable().await?,
                 Some(started) => {
-                    let ready =
-                        tokio::time::timeout_at(started + FRAME_TIME, self.stream.readable());
+                    let ready = tokio::time::timeout_at(
+                        started + self.shared.frame_time,
+                        self.stream.readable(),
+                    );
                     ready.await.map_err(|_| End::Slow)??;
                 }
             }
