@@ -12,10 +12,16 @@ const DATA_ID: u32 = 1001;
 
 #[test]
 fn a_data_process_that_slept_10_s_loses_no_agent_and_no_record() {
-    let world = World::new();
+    // By the server's own clock an agent is lost after 6 s, so the pause alone would lose it; the
+    // agent's patience with a silent server (3.5 intervals) is longer than the pause.
+    let world = World::with_config(
+        "restart_pause_ms_max = 300\n[control]\nheartbeat_seconds = 4\nheartbeat_misses = 1\n",
+    );
     let folder = world.server.tagged_stream("logs", &[DATA_ID]).unwrap();
     let agent = world.agent("one", tailing(&world, "one", DATA_ID));
     let logger = Logger::start(&agent);
+    // The agent has heard of the interval: its second heartbeat is under way.
+    std::thread::sleep(Duration::from_secs(5));
     let before = world.view(agent.id()).unwrap();
     let pid = world.server.data_pid().unwrap();
     assert!(guard::signal(pid, Signal::Stop));
