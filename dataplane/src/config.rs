@@ -48,7 +48,7 @@ impl DataConfig {
             metrics_listen: Some(SocketAddr::from(([127, 0, 0, 1], 29402))),
             shards: 0,
             router_workers: 0,
-            disk: DiskChoice::Auto,
+            disk: DiskChoice::default(),
             router_queue_bytes: 64 << 20,
             file_threads: 2,
             sessions_max: 100_000,

@@ -68,8 +68,8 @@ pub struct Kills {
     /// Size at which sink files are closed; closed ones are counted and deleted on the way
     #[arg(long, default_value_t = 8 << 20)]
     rotate_bytes: u64,
-    /// The server's disk driver: auto, glommio or plain
-    #[arg(long, default_value = "auto")]
+    /// The server's disk driver: plain or glommio
+    #[arg(long, default_value = "plain")]
     disk: String,
     /// Folder for the site
     #[arg(long, default_value = "target/perf")]

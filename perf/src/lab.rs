@@ -47,7 +47,7 @@ impl Default for LabConfig {
             data_ids: vec![1],
             folder: PathBuf::from("target/perf"),
             heartbeat_interval_ms: 10_000,
-            disk: Disk::Auto,
+            disk: Disk::Plain,
             rotate_bytes: 0,
         }
     }
@@ -56,8 +56,6 @@ impl Default for LabConfig {
 /// The disk driver of a data process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Disk {
-    /// What the server chooses by itself.
-    Auto,
     /// DMA writes through io_uring.
     Glommio,
     /// Ordinary calls.
@@ -67,7 +65,6 @@ pub enum Disk {
 impl From<Disk> for DiskChoice {
     fn from(disk: Disk) -> Self {
         match disk {
-            Disk::Auto => Self::Auto,
             Disk::Glommio => Self::Glommio,
             Disk::Plain => Self::Plain,
         }
@@ -77,7 +74,6 @@ impl From<Disk> for DiskChoice {
 impl Disk {
     fn name(self) -> &'static str {
         match self {
-            Self::Auto => "auto",
             Self::Glommio => "glommio",
             Self::Plain => "plain",
         }

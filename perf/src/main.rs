@@ -66,7 +66,7 @@ enum What {
     DataProcess {
         #[arg(long, default_value_t = 1)]
         cores: usize,
-        #[arg(long, default_value = "auto")]
+        #[arg(long, default_value = "plain")]
         disk: lab::Disk,
         folder: PathBuf,
     },

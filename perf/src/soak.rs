@@ -54,7 +54,7 @@ pub struct Soak {
     #[arg(long, default_value_t = 1)]
     cores: usize,
     /// Disk driver
-    #[arg(long, default_value = "auto")]
+    #[arg(long, default_value = "plain")]
     disk: Disk,
     /// Folder for the laboratory
     #[arg(long, default_value = "target/perf")]

@@ -90,13 +90,11 @@ pub struct DataSection {
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Disk {
-    /// glommio where the kernel permits it, else plain files.
+    /// Ordinary calls on a thread beside each router worker.
     #[default]
-    Auto,
-    /// io_uring, or fail.
-    Glommio,
-    /// Threads and plain writes.
     Plain,
+    /// glommio (io_uring) where the kernel permits it, else plain.
+    Glommio,
 }
 
 /// Section `[control]`.
@@ -155,7 +153,7 @@ impl Default for ListenConfig {
 
 impl Default for DataSection {
     fn default() -> Self {
-        Self { shards: 0, router_workers: 0, disk: Disk::Auto, sessions_max: 100_000 }
+        Self { shards: 0, router_workers: 0, disk: Disk::default(), sessions_max: 100_000 }
     }
 }
 

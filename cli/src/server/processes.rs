@@ -48,7 +48,6 @@ pub fn run_data(args: &ProcessArgs, connection: &ConnectionArgs) -> Outcome {
     data.router_workers = config.data.router_workers;
     data.sessions_max = config.data.sessions_max;
     data.disk = match config.data.disk {
-        Disk::Auto => DiskChoice::Auto,
         Disk::Glommio => DiskChoice::Glommio,
         Disk::Plain => DiskChoice::Plain,
     };

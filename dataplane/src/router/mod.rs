@@ -120,13 +120,11 @@ pub enum RouterReport {
 /// How sink files are written.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum DiskChoice {
-    /// glommio where the kernel allows io_uring, otherwise plain.
+    /// Ordinary calls on a thread beside each worker.
     #[default]
-    Auto,
-    /// glommio or fail to start.
-    Glommio,
-    /// Ordinary calls on the worker's thread.
     Plain,
+    /// A glommio executor for each worker; plain where the kernel refuses io_uring.
+    Glommio,
 }
 
 /// What the router is started with.

@@ -25,23 +25,20 @@ pub enum StartError {
     /// Checkpoints or files.
     #[error(transparent)]
     Recover(#[from] RecoverError),
-    /// glommio was asked for and does not run here.
-    #[error("glommio does not run here: {0}")]
-    Glommio(String),
     /// No thread, or no log.
     #[error("router worker does not start: {0}")]
     Worker(#[from] io::Error),
 }
 
-/// How files are written, and why not better.
+/// How files are written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DiskDriver {
     /// glommio executors.
     Glommio,
     /// Ordinary calls.
     Plain {
-        /// Why not glommio, and what to set.
-        reason: String,
+        /// Why not glommio although it was asked for, and what to set.
+        refusal: Option<String>,
     },
 }
 
@@ -49,7 +46,8 @@ impl fmt::Display for DiskDriver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Glommio => f.write_str("glommio"),
-            Self::Plain { reason } => write!(f, "plain ({reason})"),
+            Self::Plain { refusal: None } => f.write_str("plain"),
+            Self::Plain { refusal: Some(refusal) } => write!(f, "plain ({refusal})"),
         }
     }
 }
@@ -65,7 +63,7 @@ pub struct Started {
 }
 
 impl Started {
-    /// For the Register message: "glommio", or "plain" with the reason.
+    /// For the Register message: "glommio" or "plain", with the reason if glommio was asked for.
     pub fn disk_driver(&self) -> String {
         self.driver.to_string()
     }
@@ -128,30 +126,30 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
 /// Tries what glommio needs, on a thread of its own: a refusal must not leave half an executor.
 fn choose_driver(choice: DiskChoice) -> Result<DiskDriver, StartError> {
     let driver = match choice {
-        DiskChoice::Plain => DiskDriver::Plain { reason: "as configured".to_owned() },
-        DiskChoice::Auto | DiskChoice::Glommio => {
+        DiskChoice::Plain => DiskDriver::Plain { refusal: None },
+        DiskChoice::Glommio => {
             let tried = std::thread::Builder::new()
                 .name("router-probe".to_owned())
                 .spawn(|| executor::executor().map(|executor| executor.run(async {})))?
                 .join();
-            let refusal = match tried {
-                Ok(Ok(())) => None,
-                Ok(Err(error)) => Some(error.to_string()),
-                Err(panic) => Some(panic_text(&*panic)),
-            };
-            match refusal {
-                None => DiskDriver::Glommio,
-                Some(error) if choice == DiskChoice::Glommio => {
-                    return Err(StartError::Glommio(with_remedy(&error)));
+            match tried {
+                Ok(Ok(())) => DiskDriver::Glommio,
+                Ok(Err(error)) => {
+                    DiskDriver::Plain { refusal: Some(with_remedy(&error.to_string())) }
                 }
-                Some(error) => DiskDriver::Plain { reason: with_remedy(&error) },
+                Err(panic) => {
+                    DiskDriver::Plain { refusal: Some(with_remedy(&panic_text(&*panic))) }
+                }
             }
         }
     };
     match &driver {
         DiskDriver::Glommio => tracing::info!("sink files are written through glommio"),
-        DiskDriver::Plain { reason } => {
-            tracing::warn!(reason, "sink files are written with ordinary calls");
+        DiskDriver::Plain { refusal: None } => {
+            tracing::info!("sink files are written with ordinary calls");
+        }
+        DiskDriver::Plain { refusal: Some(refusal) } => {
+            tracing::warn!(refusal, "sink files are written with ordinary calls, not glommio");
         }
     }
     let label = match driver {

@@ -1,8 +1,8 @@
 //! The disk driver that needs nothing of the kernel but files.
 //!
-//! It runs each operation to its end on the worker's own thread. Bulk is still written around the
+//! It runs each operation to its end, on a thread beside the worker. Bulk is written around the
 //! page cache (`O_DIRECT`), which costs a tenth of the CPU of writing through it and needs no
-//! io_uring; only overlap of disk and CPU is lost.
+//! io_uring.
 //!
 //! The rule of both drivers for a write, which keeps a file's visible length exact and never shows
 //! padding: whole pages go direct when there are enough of them, the rest goes through the page
