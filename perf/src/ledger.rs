@@ -82,7 +82,8 @@ impl Ledger {
             lost = lost.max(records.saturating_sub(of_agent(agent)));
             if self.numbered {
                 let numbers = self.numbers.get(agent).cloned().unwrap_or_default();
-                lost = lost.max(records.saturating_sub(numbers.unique()) + numbers.missing());
+                // A gap counts in both unless a number is there that nobody sent.
+                lost = lost.max(records.saturating_sub(numbers.unique())).max(numbers.missing());
                 duplicates = duplicates.max(numbers.duplicates());
             }
         }
