@@ -2,7 +2,9 @@
 //!
 //! Each component below the directory is opened from its parent without following symbolic links,
 //! so that nobody who can write there leads a stream elsewhere. A name that is taken is left alone
-//! and the next rotation number is tried: a stream appends only to files that it made itself.
+//! and the next rotation number is tried: a stream appends only to files that it made itself. A
+//! path's newest file always has its highest number, also when older ones were taken away: whoever
+//! collects files may take all but the highest.
 
 use std::fs::File;
 use std::io;
@@ -14,10 +16,13 @@ use rustix::fs::{Mode, OFlags};
 
 use super::block::ALIGN;
 use super::disk::{OpenFile, Opened, Resume};
-use super::template::numbered;
+use super::template::{number_of, numbered};
 
 /// Rotation numbers tried for one path before it counts as full.
 const NUMBERS_MAX: u32 = 100_000;
+
+/// Rotations of one path.
+const NUMBER_MAX: u32 = 1 << 30;
 
 const FILE_MODE: u32 = 0o640;
 const DIRECTORY_MODE: u32 = 0o750;
@@ -35,7 +40,11 @@ pub fn open(open: &OpenFile, durable: bool) -> io::Result<(File, Opened)> {
     }
     let folder = open.base.rfind('/').map_or("", |slash| &open.base[..slash]);
     let directory = make_directories(&open.root, folder, durable)?;
-    for number in open.number..open.number.saturating_add(NUMBERS_MAX) {
+    let first = match open.number {
+        0 => next_number(&directory, &open.base)?,
+        number => number,
+    };
+    for number in first..first.saturating_add(NUMBERS_MAX) {
         let path = numbered(&open.base, number);
         let name = path.rfind('/').map_or(&path[..], |slash| &path[slash + 1..]);
         let Some(file) = create_new(&directory, name)? else { continue };
@@ -48,6 +57,21 @@ pub fn open(open: &OpenFile, durable: bool) -> io::Result<(File, Opened)> {
         return Ok((file, opened));
     }
     Err(io::Error::new(io::ErrorKind::AlreadyExists, "every rotation number of the path is taken"))
+}
+
+/// The number after the highest that a path has in its directory.
+fn next_number(directory: &OwnedFd, base: &str) -> io::Result<u32> {
+    let base = base.rfind('/').map_or(base, |slash| &base[slash + 1..]);
+    let mut next = 0;
+    for entry in rustix::fs::Dir::read_from(directory)? {
+        let entry = entry?;
+        let number = entry.file_name().to_str().ok().and_then(|name| number_of(base, name));
+        // A number that no stream reaches is a stranger's, and must not use up all others.
+        if let Some(number) = number.filter(|number| *number < NUMBER_MAX) {
+            next = next.max(number + 1);
+        }
+    }
+    Ok(next)
 }
 
 /// The file that was left, if it is the same and has its length.
@@ -154,6 +178,16 @@ mod tests {
         std::fs::create_dir(root.path().join("d/e/x.3.log")).unwrap();
         let (_, opened) = open_one();
         assert_eq!((opened.path.as_str(), opened.number), ("d/e/x.4.log", 4));
+    }
+
+    #[test]
+    fn the_newest_file_has_the_highest_number_although_others_were_taken_away() {
+        let root = tempfile::tempdir().unwrap();
+        for name in ["x.7.log", "x.4294967295.log", "x.08.log", "y.9.log", "x.log.bak"] {
+            std::fs::write(root.path().join(name), "").unwrap();
+        }
+        assert_eq!(open(&want(root.path(), "x.log"), false).unwrap().1.path, "x.8.log");
+        assert_eq!(open(&want(root.path(), "z.log"), false).unwrap().1.path, "z.log");
     }
 
     #[test]

@@ -163,6 +163,18 @@ pub fn numbered(path: &str, number: u32) -> String {
     }
 }
 
+/// The rotation number of `name` if [`numbered`] made it of `base`; both are names without folders.
+pub fn number_of(base: &str, name: &str) -> Option<u32> {
+    if name == base {
+        return Some(0);
+    }
+    let dot = base.rfind('.').filter(|dot| *dot > 0).unwrap_or(base.len());
+    let (stem, extension) = base.split_at(dot);
+    let digits = name.strip_prefix(stem)?.strip_prefix('.')?.strip_suffix(extension)?;
+    let number = digits.parse().ok()?;
+    (numbered(base, number) == name).then_some(number)
+}
+
 fn is_path_char(char: char) -> bool {
     char.is_ascii_alphanumeric() || "._-+=@,/".contains(char)
 }
@@ -316,6 +328,9 @@ mod tests {
         for (path, expected) in [("a.b/x.log", "a.b/x.2.log"), ("a.b/x", "a.b/x.2"), (".x", ".x.2")]
         {
             assert_eq!(numbered(path, 2), expected);
+            let name = |path: &str| path.rsplit('/').next().unwrap().to_owned();
+            assert_eq!(number_of(&name(path), &name(expected)), Some(2));
+            assert_eq!(number_of(&name(path), &name(path)), Some(0));
             assert_eq!(numbered(path, 0), path);
         }
     }
