@@ -98,7 +98,7 @@ struct EnrolArgs {
     #[arg(long, value_name = "HOST[:PORT]")]
     server: String,
     /// Join token, as the server printed it.
-    #[arg(long, env = "SKEIN_TOKEN", hide_env_values = true)]
+    #[arg(long, env = "SKEIN_JOIN_TOKEN", hide_env_values = true)]
     token: String,
     /// Label of this host, selectable at the server; repeatable.
     #[arg(long = "label", value_name = "KEY=VALUE")]

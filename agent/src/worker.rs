@@ -31,6 +31,8 @@ const BLOCKING_KEEP: Duration = Duration::from_secs(2);
 const STARTED: Duration = Duration::from_secs(10);
 /// Spool and sockets get this long at the end.
 const CLOSE_TIME: Duration = Duration::from_secs(5);
+/// How long the goodbye to the server may take.
+const LEAVE_TIME: Duration = Duration::from_secs(1);
 
 /// Why a worker cannot work.
 #[derive(Debug, thiserror::Error)]
@@ -135,6 +137,7 @@ async fn work(home: Home, config: Config, identity: Identity) -> Result<(), Work
     })
     .map_err(part("tasks"))?;
     let totals = spool.clone();
+    let (leave, leaving) = tokio::sync::watch::channel(false);
     let link = SignalLink {
         dialer: dialer.clone(),
         outbox,
@@ -145,8 +148,9 @@ async fn work(home: Home, config: Config, identity: Identity) -> Result<(), Work
         status: Arc::new(status),
         spool: Box::new(move || totals.totals()),
         identity_dir: home.identity(),
+        leaving,
     };
-    tokio::task::spawn_local(link.run());
+    let linked = tokio::task::spawn_local(link.run());
     tokio::task::spawn_local(lanes::run(spool.clone(), dialer));
     tokio::task::spawn_local(async {
         tokio::time::sleep(STARTED).await;
@@ -165,6 +169,8 @@ async fn work(home: Home, config: Config, identity: Identity) -> Result<(), Work
     // The thread may wait for a disk: then its journal is what counts.
     let ended = tokio::task::spawn_blocking(move || task_thread.join());
     let _ = tokio::time::timeout(CLOSE_TIME, ended).await;
+    let _ = leave.send(true);
+    let _ = tokio::time::timeout(LEAVE_TIME, linked).await;
     Ok(())
 }
 

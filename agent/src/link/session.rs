@@ -19,7 +19,7 @@ use skein_wire::signal::v1::{
     RenewRequest, ServerMessage, agent_message::Kind, server_message,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::dialer::ChannelIo;
 use super::{Dialer, LinkStream, Outbox, Priority, Redial, renewal};
@@ -70,6 +70,8 @@ pub struct SignalLink {
     pub spool: Box<dyn Fn() -> Totals>,
     /// `HOME/identity`, for renewal.
     pub identity_dir: std::path::PathBuf,
+    /// True from when the agent is about to end.
+    pub leaving: watch::Receiver<bool>,
 }
 
 /// Why a session ended.
@@ -77,6 +79,8 @@ pub struct SignalLink {
 enum SessionEnd {
     #[error("the connection ended: {0}")]
     Io(#[from] std::io::Error),
+    #[error("the agent ends")]
+    Left,
     #[error("the server sent what is not a message: {0}")]
     Frame(#[from] skein_wire::frame::FrameError),
     #[error("the server was silent for too long")]
@@ -95,10 +99,11 @@ struct Beats {
 }
 
 impl SignalLink {
-    /// Keeps a session up for as long as it is polled.
+    /// Keeps a session up until the agent leaves. The last session is closed in good order, so that
+    /// the server knows this end from a loss.
     pub async fn run(self) {
         let mut redial = Redial::default();
-        loop {
+        while !*self.leaving.borrow() {
             let pause = match self.dialer.connect(ChannelKind::Signal).await {
                 Ok(link) => {
                     let began = clock::now_ms();
@@ -111,6 +116,9 @@ impl SignalLink {
                         _ => 0,
                     };
                     let pause = redial.after_session(slot);
+                    if matches!(end, SessionEnd::Left) {
+                        return;
+                    }
                     tracing::warn!(reason = %end, again_ms = pause.as_millis() as u64, "session over");
                     self.show(false, "", &end.to_string());
                     pause
@@ -122,8 +130,14 @@ impl SignalLink {
                     pause
                 }
             };
-            tokio::time::sleep(pause).await;
+            let _ = tokio::time::timeout(pause, self.left()).await;
         }
+    }
+
+    /// Waits until the agent leaves.
+    async fn left(&self) {
+        // Without a sender there is nobody to say it: the runtime is about to end.
+        let _ = self.leaving.clone().wait_for(|leaving| *leaving).await;
     }
 
     async fn session(&self, link: LinkStream) -> SessionEnd {
@@ -157,7 +171,14 @@ impl SignalLink {
     async fn write(&self, mut writer: WriteHalf<ChannelIo>) -> Result<(), SessionEnd> {
         let mut buffer = Vec::new();
         loop {
-            let mut message = Some(self.outbox.next().await);
+            let mut message = tokio::select! {
+                biased;
+                message = self.outbox.next() => Some(message),
+                () = self.left() => {
+                    writer.shutdown().await?;
+                    return Err(SessionEnd::Left);
+                }
+            };
             while let Some(next) = message {
                 encode_message(&next, SIGNAL_MESSAGE_BYTES_MAX, &mut buffer)?;
                 message = if buffer.len() < WRITE_BYTES { self.outbox.take() } else { None };

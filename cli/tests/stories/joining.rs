@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use skein_cli::local::{AgentOptions, LocalAgent, wait_for};
+use skein_controlplane::api::types::AgentState;
 
 use super::world::{WAIT, World};
 
@@ -37,6 +38,18 @@ fn an_agent_joins_with_the_command_that_the_server_prints() {
     assert!(wide.contains("CERT ENDS"), "{wide}");
     let status = world.skein_ends(0, &["status"]);
     assert!(status.contains("1 online"), "{status}");
+}
+
+#[test]
+fn an_agent_that_is_stopped_is_offline_and_one_that_dies_is_lost() {
+    let world = World::new();
+    let mut agent = world.agent("one", AgentOptions::default());
+    agent.stop();
+    world.wait_state(&agent, AgentState::Offline);
+    agent.run().unwrap();
+    world.wait_state(&agent, AgentState::Online);
+    agent.kill();
+    world.wait_state(&agent, AgentState::Lost);
 }
 
 #[test]
