@@ -51,7 +51,7 @@ pub struct Frames {
     #[arg(long, default_value_t = 1)]
     cores: usize,
     /// Disk driver
-    #[arg(long, default_value = "auto")]
+    #[arg(long, default_value = "plain")]
     disk: Disk,
     /// Folder for the laboratory
     #[arg(long, default_value = "target/perf")]
