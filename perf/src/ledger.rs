@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 
 use skein_cli::recount::{LaneKey, Recount, Seen, files_below};
 
-/// Newest files of each writer that are never taken for closed: the one that is written, and one
-/// more whose end a checkpoint may still have to name.
-const OPEN_FILES: usize = 2;
+/// Newest files of each writer that are never taken for closed. A writer has at most 64 MiB of
+/// blocks that are not in a checkpoint: the ends of eight files of 8 MiB, the size at which `kills`
+/// rotates, and of one at either end.
+const OPEN_FILES: usize = 10;
 
 /// The account.
 #[derive(Debug, Clone, Default)]
@@ -153,8 +154,9 @@ mod tests {
 
     #[test]
     fn the_newest_files_of_each_writer_stay() {
-        let files = ["1/0.log", "1/0.1.log", "1/0.2.log", "1/0.10.log", "1/1.log", "1/1.1.log"];
-        let closed = closed_files(files.map(PathBuf::from).to_vec());
+        let mut files = vec!["1/0.log".to_owned(), "1/1.log".to_owned(), "1/1.1.log".to_owned()];
+        files.extend((1..12).map(|number| format!("1/0.{number}.log")));
+        let closed = closed_files(files.into_iter().map(PathBuf::from).collect());
         assert_eq!(closed, ["1/0.log", "1/0.1.log"].map(PathBuf::from));
     }
 
@@ -162,19 +164,20 @@ mod tests {
     fn swept_records_stay_in_the_account() {
         let folder = tempfile::tempdir().unwrap();
         let line = |number: u64| format!("a\t1\t5\t{number}\t9\t{number} text\n");
-        for (name, number) in [("0.log", 0), ("0.1.log", 1), ("0.2.log", 2), ("0.3.log", 3)] {
-            std::fs::write(folder.path().join(name), line(number)).unwrap();
+        std::fs::write(folder.path().join("0.log"), line(0)).unwrap();
+        for number in 1..12 {
+            std::fs::write(folder.path().join(format!("0.{number}.log")), line(number)).unwrap();
         }
         let mut ledger = Ledger::new(true);
         assert_eq!(ledger.sweep(folder.path()).unwrap(), 2);
-        assert_eq!(files_below(folder.path()).unwrap().len(), 2);
+        assert_eq!(files_below(folder.path()).unwrap().len(), OPEN_FILES);
         let all = ledger.with_rest(folder.path()).unwrap();
-        assert!(all.verdict(&expected(4)).is_clean());
-        assert_eq!(all.verdict(&expected(5)).lost, 1);
-        std::fs::write(folder.path().join("0.4.log"), line(1)).unwrap();
-        let repeated = ledger.with_rest(folder.path()).unwrap().verdict(&expected(4));
+        assert!(all.verdict(&expected(12)).is_clean());
+        assert_eq!(all.verdict(&expected(13)).lost, 1);
+        std::fs::write(folder.path().join("0.12.log"), line(1)).unwrap();
+        let repeated = ledger.with_rest(folder.path()).unwrap().verdict(&expected(12));
         assert_eq!((repeated.duplicates, repeated.is_clean()), (1, false));
         std::fs::remove_file(folder.path().join("0.2.log")).unwrap();
-        assert_eq!(ledger.with_rest(folder.path()).unwrap().verdict(&expected(4)).lost, 1);
+        assert_eq!(ledger.with_rest(folder.path()).unwrap().verdict(&expected(12)).lost, 1);
     }
 }
