@@ -40,10 +40,8 @@ pub fn open(open: &OpenFile, durable: bool) -> io::Result<(File, Opened)> {
     }
     let folder = open.base.rfind('/').map_or("", |slash| &open.base[..slash]);
     let directory = make_directories(&open.root, folder, durable)?;
-    let first = match open.number {
-        0 => next_number(&directory, &open.base)?,
-        number => number,
-    };
+    // Who asks may not know the number of the file before: it may be on its way here, too.
+    let first = next_number(&directory, &open.base)?.max(open.number);
     for number in first..first.saturating_add(NUMBERS_MAX) {
         let path = numbered(&open.base, number);
         let name = path.rfind('/').map_or(&path[..], |slash| &path[slash + 1..]);
@@ -188,6 +186,8 @@ mod tests {
         }
         assert_eq!(open(&want(root.path(), "x.log"), false).unwrap().1.path, "x.8.log");
         assert_eq!(open(&want(root.path(), "z.log"), false).unwrap().1.path, "z.log");
+        let rotated = OpenFile { number: 1, ..want(root.path(), "x.log") };
+        assert_eq!(open(&rotated, false).unwrap().1.path, "x.9.log");
     }
 
     #[test]
