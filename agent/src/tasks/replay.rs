@@ -16,6 +16,8 @@ const SLACK_MS: i64 = 60_000;
 pub enum NotNew {
     /// It was taken before.
     Replayed,
+    /// It ended before what is forgotten: it may have been taken.
+    Forgotten,
     /// It wants to live too long.
     TooLong,
     /// Too many live commands.
@@ -27,6 +29,7 @@ impl NotNew {
     pub fn as_str(self) -> &'static str {
         match self {
             NotNew::Replayed => "replayed",
+            NotNew::Forgotten => "expired",
             NotNew::TooLong => "deadline_too_far",
             NotNew::Full => "too_many_commands",
         }
@@ -37,6 +40,9 @@ impl NotNew {
 #[derive(Debug, Default)]
 pub struct Replay {
     taken: HashMap<CommandId, i64>,
+    /// What ended before this is forgotten. Never goes back: a server whose clock was set ahead and
+    /// back does not make an old command new.
+    forgotten_ms: i64,
 }
 
 impl Replay {
@@ -44,6 +50,9 @@ impl Replay {
     pub fn take(&mut self, id: CommandId, not_after_ms: i64, now_ms: i64) -> Result<(), NotNew> {
         if self.taken.contains_key(&id) {
             return Err(NotNew::Replayed);
+        }
+        if not_after_ms < self.forgotten_ms {
+            return Err(NotNew::Forgotten);
         }
         if not_after_ms.saturating_sub(now_ms) > LIFE_MS_MAX {
             return Err(NotNew::TooLong);
@@ -70,7 +79,9 @@ impl Replay {
 
     /// Forgets what has expired: the verifier refuses those by itself.
     pub fn forget(&mut self, now_ms: i64) {
-        self.taken.retain(|_, not_after_ms| not_after_ms.saturating_add(SLACK_MS) >= now_ms);
+        let forgotten_ms = self.forgotten_ms.max(now_ms.saturating_sub(SLACK_MS));
+        self.forgotten_ms = forgotten_ms;
+        self.taken.retain(|_, not_after_ms| *not_after_ms >= forgotten_ms);
     }
 
     /// What is remembered.
@@ -99,6 +110,8 @@ mod tests {
         assert_eq!(replay.take(id(1), 100, 50), Err(NotNew::Replayed));
         replay.forget(101 + SLACK_MS);
         assert_eq!(replay.iter().count(), 0);
+        assert_eq!(replay.take(id(1), 100, 50), Err(NotNew::Forgotten), "the clock went back");
+        assert_eq!(replay.take(id(3), 101, 50), Ok(()));
     }
 
     #[test]
