@@ -163,7 +163,7 @@ impl Ingest {
         }
         report.note(
             "Server CPU is user and system time of the whole data process: every thread, io_uring's \
-             workers (`iou-wrk`) and threads that ended included. glommio writes records with \
+             workers (`iou-wrk`) and threads that ended included. Bulk is written with \
              O_DIRECT, so no flusher thread takes part; what kernel threads used in the counted time \
              stands beside it, whatever caused it. The rest of the machine is what /proc/stat says \
              of all cores, less server, senders and kernel threads: other programs and interrupts. \
