@@ -75,7 +75,8 @@ pub fn run(worker: usize, mut shell: Shell, disk: PlainDisk) -> io::Result<()> {
 }
 
 fn wait(shell: &Shell, disk: &DiskThread) -> io::Result<Woken> {
-    let idle = shell.idle_time();
+    // What is due and cannot be done yet must not turn the wait into a spin.
+    let idle = shell.idle_time().max(Duration::from_millis(1));
     if !shell.accepts() {
         return match disk.done.recv_timeout(idle) {
             Ok(done) => Ok(Woken::Disk(done)),
@@ -90,6 +91,6 @@ fn wait(shell: &Shell, disk: &DiskThread) -> io::Result<Woken> {
     shell
         .queue
         .select(flume::Selector::new().recv(&disk.done, finished), message)
-        .wait_timeout(idle.max(Duration::from_millis(1)))
+        .wait_timeout(idle)
         .unwrap_or(Ok(Woken::Due))
 }

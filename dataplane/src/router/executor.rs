@@ -26,14 +26,10 @@ const NAP: Duration = Duration::from_millis(20);
 
 /// An executor for one worker.
 pub fn executor() -> Result<glommio::LocalExecutor, glommio::GlommioError<()>> {
-    executor_with(PREEMPT)
-}
-
-fn executor_with(preempt: Duration) -> Result<glommio::LocalExecutor, glommio::GlommioError<()>> {
     glommio::LocalExecutorBuilder::new(glommio::Placement::Unbound)
         .name("router")
         .io_memory(IO_MEMORY_BYTES)
-        .preempt_timer(preempt)
+        .preempt_timer(PREEMPT)
         .make()
 }
 

@@ -26,7 +26,7 @@ const REPLIES_MAX: usize = 65_536;
 const REPORTS_MAX: usize = 256;
 
 /// Between tries of a full mailbox or report channel.
-pub(super) const RESEND_MS: u64 = 5;
+const RESEND_MS: u64 = 5;
 
 /// How long a worker may take to end when its disk does not answer.
 const STOP_MS: u64 = 15_000;
