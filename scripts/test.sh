@@ -2,6 +2,7 @@
 # Everything that proves Skein works, in the order in which it fails cheapest. One build profile
 # serves the tests and the demo. Environment:
 #   SKEIN_KILLS=20      kills per role in the crash stories
+#   SKEIN_TEST_SECONDS=1200  how long one test program may take
 #   SKEIN_SKIP="lint deny demo glibc"   stages to leave out while working
 source "$(dirname "$0")/lib.sh"
 began=$SECONDS
@@ -16,5 +17,8 @@ skip deny || stage "licences, bans, sources" scripts/deny.sh
 stage "build" cargo test -q --workspace --no-run
 skip demo || SKEIN_BUILT=1 stage "demo" scripts/demo.sh
 skip glibc || stage "agent for glibc 2.17, without new system calls" scripts/old-hosts.sh
+# A test that hangs fails, and the others still run.
+host=$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
+export "CARGO_TARGET_${host}_RUNNER=$ROOT/scripts/bounded.sh"
 stage "tests" cargo test --workspace --no-fail-fast
 say "all of it: $((SECONDS - began)) s"

@@ -231,6 +231,9 @@ fn an_agent_that_stays_away_leaves_the_rest_unacknowledged() {
     assert!(matches!(ended, Err(EmitError::Away { .. })));
 }
 
+/// The last line of an input.
+const LAST: &[u8] = b"the last of all";
+
 /// The agent ends with requests unanswered. Those that it had taken the next one knows; the rest
 /// is sent again, from the same numbers on and under the same name.
 #[test]
@@ -252,16 +255,43 @@ fn what_was_not_answered_is_sent_to_the_next_agent() {
         // The first request had become durable, the second had not.
         let next = u64::from_be_bytes(second.1[..8].try_into().unwrap());
         stream.write_all(&ready(next)).unwrap();
-        assert_eq!(read_message(&mut stream), second);
-        stream.write_all(&kept(30_000)).unwrap();
+        let mut request = read_message(&mut stream);
+        assert_eq!(request, second);
+        while !request.1.ends_with(LAST) {
+            request = read_message(&mut stream);
+        }
+        stream.write_all(&kept(30_001)).unwrap();
         // The emitter closes.
         while stream.read(&mut [0; 4096]).unwrap() > 0 {}
     });
     let emitter = Emitter { tell: |_| {}, ..Emitter::new(dir.path(), LANE) };
-    let (report, ended) = emitter.emit(io::Cursor::new("0123456789\n".repeat(30_000)));
+    let mut input = "0123456789\n".repeat(30_000).into_bytes();
+    input.extend_from_slice(LAST);
+    let (report, ended) = emitter.emit(io::Cursor::new(input));
     ended.unwrap();
     agent.join().unwrap();
-    assert_eq!((report.acknowledged, report.reconnects), (30_000, 1));
+    assert_eq!((report.acknowledged, report.reconnects), (30_001, 1));
+}
+
+/// What answers must have been sent: an agent that claims more would make the emitter forget.
+#[test]
+fn an_agent_that_has_what_was_never_sent_is_not_believed() {
+    let dir = tempfile::tempdir().unwrap();
+    let home = Home::create(dir.path()).unwrap();
+    let listener = std::os::unix::net::UnixListener::bind(home.run().join("emit.sock")).unwrap();
+    let agent = std::thread::spawn(move || {
+        use std::io::Write;
+        let (mut stream, _) = listener.accept().unwrap();
+        read_message(&mut stream);
+        stream.write_all(&[ready(0), kept(1 << 40)].concat()).unwrap();
+        // Until the emitter closes.
+        while stream.read(&mut [0; 4096]).unwrap_or(0) > 0 {}
+    });
+    let emitter = Emitter { tell: |_| {}, ..Emitter::new(dir.path(), LANE) };
+    let (report, ended) = emitter.emit(io::Cursor::new("line\n".repeat(1000)));
+    agent.join().unwrap();
+    assert_eq!(report.acknowledged, 0);
+    assert!(ended.unwrap_err().to_string().contains("that were sent"));
 }
 
 /// OPEN of a client named by ones.

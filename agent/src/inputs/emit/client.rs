@@ -147,6 +147,8 @@ struct State {
     open_bytes: u64,
     /// How many of `open`, from the front, were sent on this connection.
     sent: usize,
+    /// Number behind the last record that was ever sent.
+    sent_end: u64,
     /// Everything before is in the spool.
     next: u64,
     /// This connection is of no use any more.
@@ -225,17 +227,26 @@ impl Window {
                 return Step::Reconnect;
             }
             if let Some(request) = state.open.get(state.sent) {
-                let message = request.message.clone();
+                let (message, end) = (request.message.clone(), request.end);
                 state.sent += 1;
+                state.sent_end = state.sent_end.max(end);
                 return Step::Send(message);
             }
             state = self.wait(state);
         }
     }
 
-    /// Everything before `next` is in the spool.
+    /// Everything before `next` is in the spool. An agent that has what was never sent is not one
+    /// that can be believed.
     fn kept(&self, next: u64) {
         let mut state = self.lock();
+        if next > state.sent_end {
+            let sent = state.sent_end;
+            let text = format!("it has {next} records of {sent} that were sent; is it an agent?");
+            state.failure.get_or_insert(EmitError::Refused(text));
+            self.moved.notify_all();
+            return;
+        }
         while let Some(request) = state.open.pop_front_if(|request| request.end <= next) {
             state.open_bytes -= request.bytes;
             state.sent = state.sent.saturating_sub(1);
