@@ -90,10 +90,15 @@ impl Parts {
         self.read + 2.0 * self.hash + self.tls_send + self.tls_receive + self.write
     }
 
-    /// What the way over the server does in addition: the upload through the API on loopback, the
-    /// write into the server's cache and the read from there.
+    /// The hop from the operator's machine to the server: through the API on loopback.
+    pub fn upload(&self) -> f64 {
+        self.tcp_send + self.tcp_receive
+    }
+
+    /// What the way over the server does in addition to [`Parts::least`]: the upload, the write
+    /// into the server's cache and the read from there.
     pub fn detour(&self) -> f64 {
-        self.tcp_send + self.tcp_receive + self.write + self.read
+        self.upload() + self.write + self.read
     }
 }
 

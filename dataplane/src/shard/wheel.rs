@@ -11,18 +11,38 @@ pub const TICK_MS: u64 = 128;
 /// every 131 s.
 const SLOTS: usize = 1024;
 
-/// A wheel of keys.
+/// End of a list.
+const NONE: u32 = u32::MAX;
+
+/// A wheel of keys. A slot is a list through one table, so the memory is that of the most entries
+/// there ever were at a time, wherever on the wheel they were.
 pub struct TimerWheel<K> {
-    slots: Vec<Vec<K>>,
+    /// First entry of each slot.
+    slots: Box<[u32]>,
+    table: Vec<Entry<K>>,
+    /// First unused place of the table.
+    free: u32,
     /// Tick that was handled last.
     tick: u64,
     entries: usize,
 }
 
-impl<K> TimerWheel<K> {
+struct Entry<K> {
+    key: K,
+    /// The next one in the same slot, or the next unused place.
+    next: u32,
+}
+
+impl<K: Copy> TimerWheel<K> {
     /// A wheel whose time starts at `now_ms`.
     pub fn new(now_ms: u64) -> Self {
-        Self { slots: (0..SLOTS).map(|_| Vec::new()).collect(), tick: now_ms / TICK_MS, entries: 0 }
+        Self {
+            slots: vec![NONE; SLOTS].into(),
+            table: Vec::new(),
+            free: NONE,
+            tick: now_ms / TICK_MS,
+            entries: 0,
+        }
     }
 
     /// Number of entries.
@@ -41,7 +61,19 @@ impl<K> TimerWheel<K> {
         let earliest = self.tick + 1;
         let latest = self.tick + SLOTS as u64 - 1;
         let tick = deadline_ms.div_ceil(TICK_MS).clamp(earliest, latest);
-        self.slots[(tick % SLOTS as u64) as usize].push(key);
+        let slot = (tick % SLOTS as u64) as usize;
+        let entry = Entry { key, next: self.slots[slot] };
+        self.slots[slot] = match self.free {
+            NONE => {
+                self.table.push(entry);
+                self.table.len() as u32 - 1
+            }
+            place => {
+                self.free = self.table[place as usize].next;
+                self.table[place as usize] = entry;
+                place
+            }
+        };
         self.entries += 1;
         tick * TICK_MS
     }
@@ -52,14 +84,21 @@ impl<K> TimerWheel<K> {
         // After a long stall every slot is due once; more turns would find them empty.
         let first = (self.tick + 1).max(target.saturating_sub(SLOTS as u64 - 1));
         for tick in first..=target {
-            let slot = &mut self.slots[(tick % SLOTS as u64) as usize];
-            self.entries -= slot.len();
-            slot.drain(..).for_each(&mut fire);
-            if slot.capacity() > 1024 {
-                slot.shrink_to(0);
+            let slot = (tick % SLOTS as u64) as usize;
+            let mut place = std::mem::replace(&mut self.slots[slot], NONE);
+            while place != NONE {
+                let entry = &mut self.table[place as usize];
+                let next = std::mem::replace(&mut entry.next, self.free);
+                self.free = place;
+                self.entries -= 1;
+                fire(entry.key);
+                place = next;
             }
         }
         self.tick = self.tick.max(target);
+        if self.entries == 0 {
+            (self.table, self.free) = (Vec::new(), NONE);
+        }
     }
 }
 
@@ -100,6 +139,23 @@ mod tests {
         let mut wheel = TimerWheel::new(0);
         wheel.schedule(1_000_000, 1);
         assert_eq!(fired(&mut wheel, SLOTS as u64 * TICK_MS), [1]);
+    }
+
+    /// Wherever entries go round, the table stays as large as the most there were.
+    #[test]
+    fn memory_follows_the_entries_and_not_the_slots() {
+        let mut wheel = TimerWheel::new(0);
+        for key in 0..1_000u32 {
+            wheel.schedule(u64::from(key) * 7_919 % 100_000, key);
+        }
+        for turn in 1..5_000u64 {
+            for key in fired(&mut wheel, turn * 100) {
+                wheel.schedule(turn * 100 + u64::from(key) * turn % 100_000, key);
+            }
+            assert_eq!((wheel.len(), wheel.table.len()), (1_000, 1_000));
+        }
+        fired(&mut wheel, 10_000_000);
+        assert_eq!((wheel.len(), wheel.table.capacity()), (0, 0));
     }
 
     proptest! {
