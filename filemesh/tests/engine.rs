@@ -522,6 +522,7 @@ fn an_upload_that_breaks_off_leaves_nothing() {
     let mut store = StoreFile::create(&path, &leaves, PIECE).unwrap();
     store.append(b"half").unwrap();
     drop(store);
+    assert_eq!(names(base.path()), [""; 0]);
     let store = StoreFile::create(&path, &leaves, PIECE).unwrap();
     assert!(store.finish("../evil", 0, 0).is_err());
     assert_eq!(names(base.path()), [""; 0]);

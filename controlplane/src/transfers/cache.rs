@@ -5,17 +5,16 @@
 //! uses; an upload that does not fit is refused before its first byte.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use skein_filemesh::core::manifest::{Manifest, choose_piece_bytes};
-use skein_filemesh::core::merkle::TreeBuilder;
-use skein_filemesh::engine::{FileError, FileStamp, LeafFileWriter, check_file_name};
+use skein_filemesh::engine::{FileError, StoreFile, check_file_name};
 use skein_observe::names;
 use skein_wire::ids::{TransferId, hex_encode};
 use skein_wire::signal::v1::FileInfo;
@@ -410,44 +409,17 @@ fn write_hashed(
     size_bytes: u64,
     mut chunks: mpsc::Receiver<Bytes>,
 ) -> Result<Manifest, CacheError> {
-    let part = path.with_extension("part");
-    let mut file: File = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&part)?;
-    let invalid = |error: &dyn std::fmt::Display| CacheError::Invalid(error.to_string());
     let piece_bytes = choose_piece_bytes(size_bytes, HOSTS_ASSUMED);
-    let mut tree = TreeBuilder::new(piece_bytes).map_err(|error| invalid(&error))?;
-    let mut leaves = LeafFileWriter::create(&path.with_extension("leaves"))?;
-    let mut failed = None;
-    let mut got = 0;
+    let mut file = StoreFile::create(path, &path.with_extension("leaves"), piece_bytes)?;
     while let Some(chunk) = chunks.blocking_recv() {
-        got += chunk.len() as u64;
-        if got > size_bytes {
+        file.append(&chunk)?;
+        if file.size_bytes() > size_bytes {
             break;
         }
-        file.write_all(&chunk)?;
-        tree.update(&chunk, |leaf| failed = failed.take().or(leaves.push(leaf).err()));
-        if let Some(error) = failed.take() {
-            return Err(error.into());
-        }
     }
-    if got != size_bytes {
-        return Err(CacheError::Length { got, announced: size_bytes });
+    if file.size_bytes() != size_bytes {
+        return Err(CacheError::Length { got: file.size_bytes(), announced: size_bytes });
     }
-    let tree = tree.finish(|leaf| failed = failed.take().or(leaves.push(leaf).err()));
-    let tree = tree.map_err(|error| invalid(&error))?;
-    if let Some(error) = failed.take() {
-        return Err(error.into());
-    }
-    file.sync_all()?;
-    let stamp = FileStamp::of(&file.metadata()?);
-    let manifest = Manifest {
-        geometry: tree.geometry,
-        root: tree.root,
-        name: attributes.name,
-        mode: attributes.mode,
-        mtime_ms: attributes.mtime_ms,
-    };
-    leaves.finish(&manifest, tree.layer, &stamp)?;
-    fs::rename(&part, path)?;
-    File::open(path.parent().unwrap_or(path))?.sync_all()?;
-    Ok(manifest)
+    let Attributes { name, mode, mtime_ms } = attributes;
+    Ok(file.finish(&name, mode, mtime_ms)?.manifest)
 }

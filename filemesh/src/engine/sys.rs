@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::OpenOptionsExt;
 
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
@@ -105,6 +106,12 @@ pub fn free_bytes(fd: BorrowedFd<'_>) -> io::Result<u64> {
     // SAFETY: fstatvfs filled it, and it was zeroed before.
     let stat = unsafe { stat.assume_init() };
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+/// `file` once more, for direct writes. An error if its file system has none.
+pub fn open_direct(file: &File) -> io::Result<File> {
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    File::options().write(true).custom_flags(libc::O_DIRECT).open(path)
 }
 
 /// Allocates the first `len` bytes of `file`; `len` must not be 0.

@@ -69,7 +69,7 @@ impl PartialFile {
                 let written = if is_new { empty } else { state.blocks().clone() };
                 let mut file = StagedFile::new(file, path);
                 if geometry.size_bytes() > KEPT_BYTES_MAX {
-                    file.write_behind();
+                    file.around_cache();
                 }
                 Ok(Self { dir, temporary, name, file, geometry, state, is_new, written })
             }
@@ -83,7 +83,7 @@ impl PartialFile {
     }
 
     /// Lets a large file stay in the page cache, for a caller that reads it again at once. Others
-    /// send it to the disk as it comes ([`super::write_behind`]).
+    /// go around it ([`StagedFile::around_cache`]).
     pub fn keep_cached(&mut self) {
         self.file.write_back();
     }

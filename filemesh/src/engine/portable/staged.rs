@@ -1,19 +1,47 @@
 //! A file that is written at offsets, where small neighbouring writes leave as one.
 //!
 //! Blocks come off a TLS connection 16 KiB at a time, and a system call for each costs twice what
-//! the bytes cost (measured: 0.53 against 0.28 CPU s/GiB with 256 KiB). So up to [`STAGE_BYTES`]
-//! wait in memory, where kill -9 loses them; the state file makes sure that they are then fetched
-//! again. Errors come out of the write or flush that meets them.
+//! the bytes cost (measured: 0.53 against 0.28 CPU s/GiB with 256 KiB). So some bytes wait in memory,
+//! where kill -9 loses them; the state file makes sure that they are then fetched again. Errors come
+//! out of the write or flush that meets them.
+//!
+//! A large file goes around the page cache ([`StagedFile::around_cache`]): whole pages leave in
+//! direct writes of up to 1 MiB, which cost a third of the CPU (measured: 0.11 against 0.30 CPU
+//! s/GiB) and leave the host's own pages where they are. What is short or not aligned goes through
+//! the cache; the kernel keeps the two coherent. A file system without direct writes gets the same
+//! protection from [`WriteBehind`].
 
 use super::write_behind::WriteBehind;
 use crate::engine::error::{Context, FileError};
 use crate::engine::sys;
+use aligned_vec::{AVec, ConstAlign};
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-/// Bytes that may wait.
+/// Alignment of direct writes in memory, offset and length: a page, which every device accepts.
+const ALIGN: usize = 4096;
+
+/// Bytes that may wait when they go through the page cache.
 const STAGE_BYTES: usize = 128 * 1024;
+
+/// Bytes that may wait when they go around it: one write of 1 MiB nearly saturates a disk.
+const DIRECT_STAGE_BYTES: usize = 1024 * 1024;
+
+/// Shorter writes go through the page cache: a direct one has to wait for the device.
+const DIRECT_BYTES_MIN: usize = 64 * 1024;
+
+/// How whole pages reach the disk.
+#[derive(Debug)]
+enum Way {
+    /// When the kernel likes.
+    Cached,
+    /// By a second descriptor that goes around the page cache.
+    Direct(File),
+    /// Through the cache, but soon.
+    Behind(WriteBehind),
+}
 
 /// A file with a little memory in front of it. Dropping it flushes as well as it can.
 #[derive(Debug)]
@@ -22,23 +50,26 @@ pub(super) struct StagedFile {
     path: PathBuf,
     /// Where the waiting bytes belong.
     offset: u64,
-    waiting: Vec<u8>,
-    behind: Option<WriteBehind>,
+    waiting: AVec<u8, ConstAlign<ALIGN>>,
+    way: Way,
 }
 
 impl StagedFile {
     pub fn new(file: File, path: PathBuf) -> Self {
-        Self { file, path, offset: 0, waiting: Vec::new(), behind: None }
+        Self { file, path, offset: 0, waiting: AVec::new(ALIGN), way: Way::Cached }
     }
 
     /// From now on what is written goes to the disk at once and does not stay in the page cache.
-    pub fn write_behind(&mut self) {
-        self.behind = Some(WriteBehind::default());
+    pub fn around_cache(&mut self) {
+        self.way = match sys::open_direct(&self.file) {
+            Ok(direct) => Way::Direct(direct),
+            Err(_) => Way::Behind(WriteBehind::default()),
+        };
     }
 
     /// From now on the kernel decides when what is written goes to the disk.
     pub fn write_back(&mut self) {
-        self.behind = None;
+        self.way = Way::Cached;
     }
 
     /// The file without what waits.
@@ -51,40 +82,75 @@ impl StagedFile {
     }
 
     /// Writes `data` at `offset`, now or together with its neighbours.
-    pub fn write_at(&mut self, offset: u64, data: &[u8]) -> Result<(), FileError> {
-        let goes_on = offset == self.offset + self.waiting.len() as u64;
-        if !goes_on || self.waiting.len() + data.len() > STAGE_BYTES {
+    pub fn write_at(&mut self, mut offset: u64, mut data: &[u8]) -> Result<(), FileError> {
+        if offset != self.offset + self.waiting.len() as u64 {
             self.flush()?;
         }
-        if data.len() >= STAGE_BYTES {
-            return self.write_out(data, offset);
+        while !data.is_empty() {
+            let stage_bytes = match self.way {
+                Way::Direct(_) => DIRECT_STAGE_BYTES,
+                Way::Cached | Way::Behind(_) => STAGE_BYTES,
+            };
+            let is_direct = matches!(self.way, Way::Direct(_));
+            if self.waiting.is_empty() {
+                self.offset = offset;
+                // Only direct writes need the bytes in other memory.
+                if !is_direct && data.len() >= stage_bytes {
+                    return self.write_out(data, offset);
+                }
+                self.waiting.reserve_exact(stage_bytes);
+            }
+            let room = stage_bytes.saturating_sub(self.waiting.len());
+            let (now, later) = data.split_at(room.min(data.len()));
+            self.waiting.extend_from_slice(now);
+            (offset, data) = (offset + now.len() as u64, later);
+            if self.waiting.len() >= stage_bytes {
+                self.flush()?;
+            }
         }
-        if self.waiting.is_empty() {
-            self.offset = offset;
-        }
-        self.waiting.extend_from_slice(data);
-        if self.waiting.len() == STAGE_BYTES { self.flush() } else { Ok(()) }
+        Ok(())
     }
 
     /// Writes what waits. After an error it is gone: the caller gives the file up.
     pub fn flush(&mut self) -> Result<(), FileError> {
-        let mut waiting = std::mem::take(&mut self.waiting);
-        let result = match &waiting[..] {
-            [] => Ok(()),
-            waiting => self.write_out(waiting, self.offset),
-        };
+        if self.waiting.is_empty() {
+            return Ok(());
+        }
+        let mut waiting = std::mem::replace(&mut self.waiting, AVec::new(ALIGN));
+        let result = self.write_waiting(&waiting, self.offset);
         waiting.clear();
         self.waiting = waiting;
         result
     }
 
+    /// Writes bytes that lie on an aligned address.
+    fn write_waiting(&mut self, data: &[u8], offset: u64) -> Result<(), FileError> {
+        let whole = data.len() - data.len() % ALIGN;
+        let is_aligned = offset.is_multiple_of(ALIGN as u64);
+        let Way::Direct(direct) = &self.way else { return self.write_out(data, offset) };
+        if whole < DIRECT_BYTES_MIN || !is_aligned {
+            return self.write_out(data, offset);
+        }
+        match direct.write_all_at(&data[..whole], offset) {
+            // Some file systems open for direct writes and refuse them.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                self.way = Way::Behind(WriteBehind::default());
+                self.write_out(data, offset)
+            }
+            result => {
+                result.on("write", &self.path)?;
+                self.write_out(&data[whole..], offset + whole as u64)
+            }
+        }
+    }
+
     fn write_out(&mut self, data: &[u8], offset: u64) -> Result<(), FileError> {
         self.file.write_all_at(data, offset).on("write", &self.path)?;
-        match &mut self.behind {
-            Some(behind) => behind
+        match &mut self.way {
+            Way::Behind(behind) => behind
                 .wrote(&self.file, offset..offset + data.len() as u64)
                 .on("write to the disk", &self.path),
-            None => Ok(()),
+            Way::Cached | Way::Direct(_) => Ok(()),
         }
     }
 
@@ -115,13 +181,35 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    /// Direct bytes never stay in the page cache, and the rest of a file follows them.
+    #[test]
+    fn a_large_file_is_written_directly_up_to_its_last_page() {
+        let base = tempfile::tempdir().unwrap();
+        let path = base.path().join("file");
+        let mut options = File::options();
+        let file = options.read(true).write(true).create_new(true).open(&path).unwrap();
+        let mut staged = StagedFile::new(file, path.clone());
+        staged.around_cache();
+        if !matches!(staged.way, Way::Direct(_)) {
+            eprintln!("skipped: {} has no direct writes", base.path().display());
+            return;
+        }
+        let data: Vec<u8> = (0..3_000_001u32).map(|at| (at % 251) as u8).collect();
+        for (at, block) in data.chunks(16_384).enumerate() {
+            staged.write_at(at as u64 * 16_384, block).unwrap();
+        }
+        assert!(matches!(staged.way, Way::Direct(_)));
+        drop(staged);
+        assert!(std::fs::read(&path).unwrap() == data);
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(40))]
         #[test]
         fn staging_changes_nothing(
             writes in proptest::collection::vec((0u64..40, 0usize..300_000, any::<u8>()), 0..12),
             read_at in 0usize..12,
-            behind in any::<bool>(),
+            way in 0..3,
         ) {
             let base = tempfile::tempdir().unwrap();
             let path = base.path().join("file");
@@ -130,8 +218,10 @@ mod tests {
             let file = file.unwrap();
             file.set_len(8 << 20).unwrap();
             let mut staged = StagedFile::new(file, path.clone());
-            if behind {
-                staged.write_behind();
+            match way {
+                0 => {}
+                1 => staged.around_cache(),
+                _ => staged.way = Way::Behind(WriteBehind::default()),
             }
             let (mut expected, mut end) = (vec![0; 8 << 20], 0);
             for (at, (block, len, fill)) in writes.into_iter().enumerate() {

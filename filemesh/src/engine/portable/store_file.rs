@@ -11,11 +11,16 @@ use crate::engine::FileStamp;
 use crate::engine::error::{Context, FileError};
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-/// A file that is being stored. Dropping it before [`StoreFile::finish`] removes what was written.
+/// A file that is being stored under `PATH.part`. Dropping it before [`StoreFile::finish`] removes
+/// what was written.
+///
+/// It goes through the page cache: it is about to be read, and by several at a time.
 pub struct StoreFile {
     file: File,
+    part: PathBuf,
     path: PathBuf,
     builder: TreeBuilder,
     leaves: LeafFileWriter,
@@ -24,15 +29,17 @@ pub struct StoreFile {
 }
 
 impl StoreFile {
-    /// Makes the file at `path`, replacing what is there, and its sidecar at `leaves_path`.
+    /// Makes a file for `path`, readable by this user alone, and its sidecar at `leaves_path`.
     pub fn create(path: &Path, leaves_path: &Path, piece_bytes: u32) -> Result<Self, FileError> {
         let geometry = |source| FileError::Geometry { path: path.to_path_buf(), source };
         let builder = TreeBuilder::new(piece_bytes).map_err(geometry)?;
         let leaves = LeafFileWriter::create(leaves_path)?;
-        let file = File::create(path).on("create", path)?;
-        let path = path.to_path_buf();
-        let cleanup = Cleanup(Some(path.clone()));
-        Ok(Self { file, path, builder, leaves, size_bytes: 0, cleanup })
+        let part = path.with_extension("part");
+        let mut options = File::options();
+        let file = options.write(true).create_new(true).mode(0o600).open(&part);
+        let file = file.on("create", &part)?;
+        let cleanup = Cleanup(Some(part.clone()));
+        Ok(Self { file, part, path: path.to_path_buf(), builder, leaves, size_bytes: 0, cleanup })
     }
 
     /// Writes and hashes the next `bytes`.
@@ -40,30 +47,40 @@ impl StoreFile {
         self.size_bytes += bytes.len() as u64;
         if self.size_bytes > FILE_BYTES_MAX {
             let source = std::io::Error::from_raw_os_error(libc::EFBIG);
-            return Err(source).on("write", &self.path);
+            return Err(source).on("write", &self.part);
         }
-        self.file.write_all(bytes).on("write", &self.path)?;
+        self.file.write_all(bytes).on("write", &self.part)?;
         let (leaves, mut failed) = (&mut self.leaves, None);
         self.builder.update(bytes, |leaf| failed = failed.take().or(leaves.push(leaf).err()));
         failed.map_or(Ok(()), Err)
     }
 
+    /// Bytes that were written.
+    pub fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
     /// Completes the file, which is called `name` and has `mode` and `mtime_ms` where it comes
-    /// from. It is not flushed: what a power loss takes is uploaded again.
+    /// from: flushed, and renamed to its path.
     pub fn finish(self, name: &str, mode: u32, mtime_ms: i64) -> Result<HashedFile, FileError> {
-        let Self { file, path, builder, mut leaves, mut cleanup, .. } = self;
+        let Self { file, part, path, builder, mut leaves, mut cleanup, .. } = self;
         check_file_name(name.as_bytes())?;
-        let stamp = FileStamp::of(&file.metadata().on("look at", &path)?);
+        file.sync_all().on("flush", &part)?;
+        let stamp = FileStamp::of(&file.metadata().on("look at", &part)?);
         let mut failed = None;
         let tree = builder.finish(|leaf| failed = leaves.push(leaf).err());
-        let tree = tree.map_err(|source| FileError::Geometry { path, source })?;
+        let geometry = |source| FileError::Geometry { path: path.clone(), source };
+        let tree = tree.map_err(geometry)?;
         if let Some(error) = failed {
             return Err(error);
         }
         let (geometry, root, mode) = (tree.geometry, tree.root, mode & MODE_TRAVELS);
         let manifest = Manifest { geometry, root, name: name.to_owned(), mode, mtime_ms };
         let leaves = leaves.finish(&manifest, tree.layer, &stamp)?;
+        fs::rename(&part, &path).on("rename into place", &part)?;
         cleanup.0 = None;
+        let dir = path.parent().unwrap_or(&path);
+        File::open(dir).and_then(|dir| dir.sync_all()).on("flush", dir)?;
         Ok(HashedFile { manifest, leaves, stamp })
     }
 }

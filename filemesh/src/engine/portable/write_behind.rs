@@ -1,4 +1,5 @@
-//! Sends a large file to the disk while it is written, and keeps it out of the page cache.
+//! Sends a large file to the disk while it is written, and keeps it out of the page cache, where
+//! the file system has no direct writes.
 //!
 //! A file of gigabytes that is only written would push the host's own pages out of the cache, pile
 //! up dirty memory until everybody's writes are throttled, and end in one long flush. So its bytes
