@@ -23,6 +23,7 @@ pub mod pace;
 pub mod peer_wire;
 pub mod piece_map;
 pub mod piece_tree;
+pub mod plan;
 pub mod seeder;
 pub mod upload;
 
