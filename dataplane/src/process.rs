@@ -187,8 +187,9 @@ impl DataProcess {
             stopped,
             fault: fault_in,
         };
-        let office = thread::Builder::new().name("office".to_owned()).spawn(|| office.run())?;
+        // Before control hears of this process: whoever learns from control that it is there finds it.
         ports.write(&run_dir).context("cannot write data.ports.json")?;
+        let office = thread::Builder::new().name("office".to_owned()).spawn(|| office.run())?;
         tracing::info!(signal = %ports.signal, data = %ports.data, file = %ports.file, "agents can connect");
         Ok(Self { ports, shared, shards: threads, router, office, stop, fault })
     }
