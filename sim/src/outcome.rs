@@ -1,6 +1,7 @@
 //! What became of each host.
 
 use crate::queue::Nanos;
+use crate::topology::HostId;
 
 /// How a host ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,5 +32,13 @@ impl Outcome {
     pub fn new(hosts: usize) -> Self {
         let ends = vec![HostEnd::Unfinished; hosts];
         Self { ends, ended_at: 0, refused_blocks: 0, wasted_bytes: 0 }
+    }
+
+    /// When `host` had the file.
+    pub fn finished_at(&self, host: HostId) -> Option<Nanos> {
+        match self.ends[host as usize] {
+            HostEnd::Finished(at) => Some(at),
+            HostEnd::Killed | HostEnd::Unfinished => None,
+        }
     }
 }

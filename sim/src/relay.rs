@@ -102,7 +102,7 @@ pub fn run(
                     pass_on(world, edge, held);
                 }
                 // Nobody reconnects on a fixed schedule, so a restart changes nothing.
-                Event::Fault { kind: Kind::Kill, host, begins: true } => {
+                Event::Fault { kind: Kind::Kill, host, begins: true, .. } => {
                     if !matches!(outcome.ends[host as usize], HostEnd::Finished(_)) {
                         outcome.ends[host as usize] = HostEnd::Killed;
                     }

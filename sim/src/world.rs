@@ -24,6 +24,8 @@ pub enum Event<T> {
         host: HostId,
         /// Whether it begins.
         begins: bool,
+        /// Whether it will end.
+        returns: bool,
     },
     /// An alarm of [`World::alarms`].
     Alarm(u32),
@@ -139,8 +141,9 @@ impl<T> World<T> {
         let fault = &self.faults[fault];
         let factor = match (fault.kind, begins) {
             (Kind::Kill | Kind::Corrupt, _) => {
-                let kind = fault.kind;
-                events.extend(fault.hosts.iter().map(|&host| Event::Fault { kind, host, begins }));
+                let (kind, returns) = (fault.kind, fault.until.is_some());
+                let event = |&host: &HostId| Event::Fault { kind, host, begins, returns };
+                events.extend(fault.hosts.iter().map(event));
                 return;
             }
             (Kind::Slow, true) => fault.factor,
