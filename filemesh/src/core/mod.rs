@@ -25,6 +25,7 @@ pub mod piece_map;
 pub mod piece_tree;
 pub mod plan;
 pub mod seeder;
+pub mod swarm;
 pub mod upload;
 
 #[cfg(test)]
