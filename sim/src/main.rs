@@ -9,7 +9,7 @@ use skein_sim::inventory::Inventory;
 use skein_sim::mesh::{self, Content, Costs};
 use skein_sim::outcome::Outcome;
 use skein_sim::plot;
-use skein_sim::queue::{MILLISECOND, Nanos};
+use skein_sim::queue::{MILLISECOND, Nanos, SECOND};
 use skein_sim::random::Random;
 use skein_sim::relay::{self, Schedule};
 use skein_sim::report::{CoreFacts, Question, Report};
@@ -87,9 +87,10 @@ struct Run {
     /// Everything that is left to chance follows from this
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Recompute shares of links at most this often; 0s is exact and slower
-    #[arg(long, default_value = "0s")]
-    quantum: Span,
+    /// Recompute shares of links at most this often; 0s: at each change, which is exact and slower;
+    /// by default 1/32 of the time in which the fastest host sends a block
+    #[arg(long)]
+    quantum: Option<Span>,
     /// Bytes that one simulated byte of file data stands for, a power of two; by default 1, and more
     /// where hosts would have to prove too many blocks (planned and mesh only)
     #[arg(long)]
@@ -170,7 +171,7 @@ impl Run {
                     Gear::Direct => Schedule::direct(&topology),
                     _ => Schedule::chain(&topology),
                 };
-                let mut world = self.world(topology, faults, &bound);
+                let mut world = self.world(topology, faults, &bound, 1);
                 let block = block_bytes(&geometry);
                 let outcome = relay::run(&mut world, &schedule, size, block, end(&bound));
                 self.draw(&world, &outcome, &bound)?;
@@ -185,9 +186,18 @@ impl Run {
         Ok(())
     }
 
-    fn world<T>(&self, topology: Topology, faults: Vec<Planned>, bound: &Bound) -> World<T> {
+    fn world<T>(
+        &self,
+        topology: Topology,
+        faults: Vec<Planned>,
+        bound: &Bound,
+        scale: u32,
+    ) -> World<T> {
         let interval = (bound.fluid / 200).max(MILLISECOND / 10);
-        World::new(topology, faults, self.quantum.0, interval, self.seed)
+        let fastest = topology.hosts.iter().map(|host| host.up).fold(1.0, f64::max);
+        let block = f64::from(BLOCK_BYTES) * f64::from(scale) / fastest * SECOND as f64;
+        let quantum = self.quantum.map_or(block as Nanos / 32, |quantum| quantum.0);
+        World::new(topology, faults, quantum, interval, self.seed)
     }
 
     /// Runs the shipping core.
@@ -211,7 +221,7 @@ impl Run {
             return Err(format!("--scale {scale}: a power of two, at most {most} here").into());
         }
         let content = Content::new(size, piece, scale, self.seed)?;
-        let mut world = self.world(topology, faults, bound);
+        let mut world = self.world(topology, faults, bound, scale);
         let costs = Costs::default();
         let run = mesh::run(&mut world, &content, gear, costs, self.seed, end(bound));
         self.draw(&world, &run.outcome, bound)?;

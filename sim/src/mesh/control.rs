@@ -92,10 +92,9 @@ impl Control {
                 return self.waiting == 0;
             }
             News::Report(host, report, rate) => {
+                // `report.late` also names parents whose stripes are merely behind the others; taken
+                // for late they make the coordinator move child after child to the source.
                 self.coordinator.progress(host, &report.gained, rate, now_ms);
-                for parent in report.late {
-                    self.coordinator.late(host, parent, now_ms);
-                }
             }
             News::Late(host, parent) => self.coordinator.late(host, parent, now_ms),
             News::Gone(host) => self.coordinator.gone(host, now_ms),

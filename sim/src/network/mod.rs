@@ -2,7 +2,8 @@
 //!
 //! A connection's direction is a *flow*: chunks queue in a finite socket buffer, are served at the
 //! flow's max-min fair rate, and arrive whole and in order one latency after their last byte left.
-//! What a chunk holds is the caller's; the network counts bytes.
+//! What a chunk holds is the caller's; the network counts bytes. A chunk of at most one segment on
+//! an idle flow goes between the packets of others without a share of its own.
 //!
 //! Loss is modelled by what it costs: goodput (the capacity of a lossy host or border is reduced by
 //! the lost share), a ceiling per connection (1.22 × segment / (round trip × √loss), Mathis et al.
@@ -77,7 +78,7 @@ impl<T> Network<T> {
     /// `quantum` (0: at each change).
     pub fn new(buffer_bytes: u64, quantum: Nanos, seed: u64) -> Self {
         Self {
-            sharing: Sharing::default(),
+            sharing: Sharing::new(TOLERANCE),
             flows: vec![],
             finish: Alarms::default(),
             arrivals: EventQueue::default(),
@@ -173,12 +174,38 @@ impl<T> Network<T> {
             return;
         }
         let bytes = bytes.max(1);
+        if state.queue.is_empty() && bytes <= SEGMENT_BYTES as u64 {
+            let links = self.sharing.path(flow).iter().map(|link| self.sharing.capacity(*link));
+            let narrowest = links.fold(f64::INFINITY, f64::min);
+            if narrowest > 0.0 {
+                return self.slip_in(flow, bytes, narrowest, what);
+            }
+        }
+        let state = &mut self.flows[flow as usize];
         state.queue.push_back((bytes, what));
         state.queued_bytes += bytes;
         if state.queue.len() == 1 {
             (state.left, state.served_at) = (bytes as f64, self.now);
             self.plan_finish(flow);
             self.note(flow);
+        }
+    }
+
+    /// Sends what fits a segment on an idle flow: such a packet goes between those of others, at the
+    /// speed of the narrowest link, and is too short to change their shares.
+    fn slip_in(&mut self, flow: FlowId, bytes: u64, narrowest: f64, what: T) {
+        let wait = (bytes as f64 / narrowest * SECOND as f64).ceil() as Nanos;
+        self.deliver(flow, bytes, self.now + wait, what);
+    }
+
+    /// The last byte of a chunk has left at `left_at`: it arrives one latency later, or more.
+    fn deliver(&mut self, flow: FlowId, bytes: u64, left_at: Nanos, what: T) {
+        let state = &mut self.flows[flow as usize];
+        let again = if is_hit(state.loss, bytes, &mut self.random) { 2 * state.latency } else { 0 };
+        state.delivered_at = state.delivered_at.max(left_at + state.latency + again);
+        self.arrivals.push(state.delivered_at, (flow, what));
+        for link in self.sharing.path(flow) {
+            self.carried[*link as usize] += bytes;
         }
     }
 
@@ -212,7 +239,7 @@ impl<T> Network<T> {
             }
             self.sharing.set_active(flow, active);
         }
-        let mut sharing = std::mem::take(&mut self.sharing);
+        let mut sharing = std::mem::replace(&mut self.sharing, Sharing::new(0.0));
         sharing.settle(|flow, rate| self.set_rate(flow, rate));
         self.sharing = sharing;
     }
@@ -261,9 +288,6 @@ impl<T> Network<T> {
         state.queued_bytes -= bytes;
         state.left -= state.rate * ((now - state.served_at) as f64 / SECOND as f64);
         state.served_at = now;
-        let again = if is_hit(state.loss, bytes, &mut self.random) { 2 * state.latency } else { 0 };
-        state.delivered_at = state.delivered_at.max(now + state.latency + again);
-        self.arrivals.push(state.delivered_at, (flow, what));
         // What was served beyond this chunk within the last nanosecond belongs to the next one.
         match state.queue.front() {
             Some((next, _)) => {
@@ -272,9 +296,7 @@ impl<T> Network<T> {
             }
             None => self.note(flow),
         }
-        for link in self.sharing.path(flow) {
-            self.carried[*link as usize] += bytes;
-        }
+        self.deliver(flow, bytes, now, what);
         let state = &mut self.flows[flow as usize];
         if state.wants_room && state.queued_bytes <= self.buffer_bytes / 2 {
             state.wants_room = false;

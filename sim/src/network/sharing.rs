@@ -6,16 +6,17 @@
 //! agrees with its flows, the rates are the max-min fair ones (Bertsekas & Gallager, Data Networks,
 //! 6.5.2; the asynchronous iteration is Charny's). So a change is handled by recomputing the links
 //! that it touched, then those whose flows changed rate, until nothing moves by more than
-//! [`TOLERANCE`]: the cost follows how far a change is felt and not the size of the network.
+//! a tolerance: the cost follows how far a change is felt and not the size of the network.
 
 use std::collections::VecDeque;
 
 /// Links of a path at most: host, rack and border on either side.
 pub const PATH_MAX: usize = 6;
 
-/// Rates within this share of the exact ones are left alone, which is what ends the spreading of
-/// a change. A link may therefore be over its capacity by as much.
-pub const TOLERANCE: f64 = 1e-4;
+/// Rates within this share of the fair ones are left alone, which is what ends the spreading of a
+/// change. A link may therefore be over or under its capacity by as much for a moment. With a
+/// hundredth of this a change is felt in the whole network, and costs that.
+pub const TOLERANCE: f64 = 1e-2;
 
 /// A link's number.
 pub type LinkId = u32;
@@ -53,8 +54,9 @@ impl Route {
 }
 
 /// Links, flows and their rates. Rates and capacities are bytes per second.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Sharing {
+    tolerance: f64,
     links: Vec<Link>,
     flows: Vec<Route>,
     dirty: VecDeque<LinkId>,
@@ -65,6 +67,19 @@ pub struct Sharing {
 }
 
 impl Sharing {
+    /// No links and no flows; rates are kept within `tolerance` of the fair ones, see [`TOLERANCE`].
+    pub fn new(tolerance: f64) -> Self {
+        Self {
+            tolerance,
+            links: vec![],
+            flows: vec![],
+            dirty: VecDeque::new(),
+            touched: vec![],
+            limits: vec![],
+            computations: 0,
+        }
+    }
+
     /// Adds a link.
     pub fn add_link(&mut self, capacity: f64) -> LinkId {
         let level = f64::INFINITY;
@@ -190,7 +205,7 @@ impl Sharing {
         let route = &self.flows[flow as usize];
         let rate = self.allowed(route, None);
         let change = rate - route.rate;
-        if change.abs() <= TOLERANCE * rate.max(route.rate) {
+        if change.abs() <= self.tolerance * rate.max(route.rate) {
             return;
         }
         for at in 0..usize::from(route.len) {
@@ -231,9 +246,9 @@ impl Sharing {
 
     /// Brings all rates up to date; calls `changed` for each flow whose rate may be another now.
     pub fn settle(&mut self, mut changed: impl FnMut(FlowId, f64)) {
-        // Each turn around the queue fixes at least one more level for good; far more turns than
-        // that mean that rounding keeps two links busy with each other.
-        let mut budget = 1000 + 100 * self.links.len();
+        // Each turn around the queue fixes at least one more level for good, but there may be very
+        // many levels: then computing all from nothing is cheaper.
+        let mut budget = 1000 + 10 * self.links.len();
         while let Some(link) = self.dirty.pop_front() {
             self.links[link as usize].is_dirty = false;
             self.links[link as usize].level = self.compute(link);
@@ -336,8 +351,11 @@ mod tests {
     use super::*;
     use crate::random::Random;
 
+    /// Near enough to exact that hand-computed cases show.
+    const FINE: f64 = 1e-5;
+
     fn network(capacities: &[f64], paths: &[&[LinkId]]) -> Sharing {
-        let mut sharing = Sharing::default();
+        let mut sharing = Sharing::new(FINE);
         capacities.iter().for_each(|capacity| {
             sharing.add_link(*capacity);
         });
@@ -354,7 +372,7 @@ mod tests {
     }
 
     fn is_close(left: &[f64], right: &[f64]) -> bool {
-        let close = |(l, r): (&f64, &f64)| (l - r).abs() <= 10.0 * TOLERANCE * l.max(*r);
+        let close = |(l, r): (&f64, &f64)| (l - r).abs() <= 100.0 * FINE * l.max(*r);
         left.len() == right.len() && left.iter().zip(right).all(close)
     }
 
@@ -399,9 +417,9 @@ mod tests {
     /// its capacity, and each flow has a full link or its ceiling (work is conserved).
     #[test]
     fn changes_lead_to_the_exact_rates() {
-        for seed in 0..20 {
+        for (seed, tolerance) in (0..20).map(|seed| (seed, FINE)).chain([(20, TOLERANCE)]) {
             let mut random = Random::new(seed);
-            let mut sharing = Sharing::default();
+            let mut sharing = Sharing::new(tolerance);
             let (hosts, groups) = (40, 5);
             for _ in 0..2 * hosts + 2 * groups {
                 sharing.add_link(1.0 + random.below(1000) as f64);
@@ -431,22 +449,28 @@ mod tests {
                 let exact = sharing.exact_rates();
                 let ours: Vec<f64> = exact.iter().map(|(flow, _)| sharing.rate(*flow)).collect();
                 let exact: Vec<f64> = exact.into_iter().map(|(_, rate)| rate).collect();
-                assert!(is_close(&ours, &exact), "seed {seed}, step {step}\n{ours:?}\n{exact:?}");
+                if tolerance == FINE {
+                    assert!(
+                        is_close(&ours, &exact),
+                        "seed {seed}, step {step}\n{ours:?}\n{exact:?}"
+                    );
+                }
                 check(&sharing);
             }
         }
     }
 
     fn check(sharing: &Sharing) {
+        let slack = (2.0 * sharing.tolerance).max(100.0 * FINE);
         let full = |link: &Link| {
             let sum: f64 = link.flows.iter().map(|flow| sharing.rate(*flow)).sum();
             assert!((sum - link.load).abs() <= 1e-6 * (1.0 + sum), "{sum} {}", link.load);
-            assert!(sum <= link.capacity * (1.0 + 10.0 * TOLERANCE), "{sum} {}", link.capacity);
-            sum >= link.capacity * (1.0 - 10.0 * TOLERANCE)
+            assert!(sum <= link.capacity * (1.0 + slack), "{sum} {}", link.capacity);
+            sum >= link.capacity * (1.0 - slack)
         };
         let full: Vec<bool> = sharing.links.iter().map(full).collect();
         for route in sharing.flows.iter().filter(|route| route.is_active) {
-            let held = route.rate >= route.ceiling * (1.0 - TOLERANCE);
+            let held = route.rate >= route.ceiling * (1.0 - 10.0 * FINE);
             assert!(held || route.links().iter().any(|link| full[*link as usize]));
         }
     }

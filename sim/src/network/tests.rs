@@ -26,11 +26,11 @@ fn a_chunk_takes_its_length_and_one_latency() {
     let mut network = Network::new(1 << 20, 0, 1);
     let (up, down) = (network.add_link(1e6), network.add_link(4e6));
     let flow = network.open(&path(&[up, down], 5 * MILLISECOND));
-    network.send(flow, 1000, 1);
+    network.send(flow, 2000, 1);
     network.send(flow, 500, 2);
-    // 1 ms and 0.5 ms at 1 MB/s, each 5 ms later.
-    assert_eq!(run(&mut network), [(6_000_000, 0, 1), (6_500_000, 0, 2)]);
-    assert_eq!((network.carried(up), network.carried(down)), (1500, 1500));
+    // 2 ms and 0.5 ms at 1 MB/s, each 5 ms later.
+    assert_eq!(run(&mut network), [(7_000_000, 0, 1), (7_500_000, 0, 2)]);
+    assert_eq!((network.carried(up), network.carried(down)), (2500, 2500));
 }
 
 #[test]
@@ -40,13 +40,24 @@ fn two_flows_share_and_the_longer_takes_what_the_shorter_leaves() {
         let up = network.add_link(1e6);
         let downs = [network.add_link(1e6), network.add_link(1e6)];
         let flows = downs.map(|down| network.open(&path(&[up, down], 0)));
-        network.send(flows[0], 1000, 1);
-        network.send(flows[1], 3000, 2);
-        // Half a megabyte per second each until 2 ms; then 2000 bytes at the full rate.
+        network.send(flows[0], 10_000, 1);
+        network.send(flows[1], 30_000, 2);
+        // Half a megabyte per second each until 20 ms; then 20,000 bytes at the full rate.
         let log = run(&mut network);
-        let times: Vec<_> = log.iter().map(|(at, ..)| at.div_ceil(10_000)).collect();
+        let times: Vec<_> = log.iter().map(|(at, ..)| at.div_ceil(100_000)).collect();
         assert_eq!(times, [200, 400], "{log:?}");
     }
+}
+
+#[test]
+fn a_packet_passes_between_those_of_a_bulk_flow() {
+    let mut network = Network::new(u64::MAX, 0, 1);
+    let up = network.add_link(1e6);
+    let flows = [network.open(&path(&[up], 0)), network.open(&path(&[up], 0))];
+    network.send(flows[0], 1_000_000, 1);
+    network.send(flows[1], 1000, 2);
+    assert_eq!(run(&mut network), [(1_000_000, 1, 2), (1_000_000_000, 0, 1)]);
+    assert_eq!(network.carried(up), 1_001_000);
 }
 
 #[test]
@@ -66,18 +77,18 @@ fn a_cut_link_holds_its_bytes_until_it_is_back() {
 
 #[test]
 fn a_full_buffer_says_when_it_has_room() {
-    let mut network = Network::new(1000, 0, 1);
+    let mut network = Network::new(10_000, 0, 1);
     let up = network.add_link(1e6);
     let flow = network.open(&path(&[up], 0));
     assert!(network.has_room(flow));
-    (0..3).for_each(|chunk| network.send(flow, 400, chunk));
+    (0..3).for_each(|chunk| network.send(flow, 4000, chunk));
     assert!(!network.has_room(flow));
     network.want_room(flow);
     let mut happened = vec![];
     while let Some(now) = network.next_at() {
         network.advance(now, &mut happened);
     }
-    // When the second chunk leaves, 400 bytes are left, at most half of 1000.
+    // When the second chunk leaves, 4000 bytes are left, at most half of 10,000.
     let room = happened.iter().position(|arrival| *arrival == Arrival::Room(flow));
     assert_eq!(room, Some(1), "{happened:?}");
 }
@@ -87,7 +98,7 @@ fn what_is_under_way_is_lost_with_its_connection() {
     let mut network = Network::new(1000, 0, 1);
     let up = network.add_link(1e6);
     let flow = network.open(&path(&[up], 5 * MILLISECOND));
-    network.send(flow, 100, 1);
+    network.send(flow, 5000, 1);
     network.advance(0, &mut vec![]);
     let now = network.next_at().unwrap();
     network.advance(now, &mut vec![]);
