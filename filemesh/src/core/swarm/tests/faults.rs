@@ -15,6 +15,18 @@ fn share(net: &Net) -> f64 {
     last_us(net) as f64 / bound_us(net) as f64
 }
 
+/// What unfinished members lack, for a failure's message.
+fn unfinished(net: &Net) -> String {
+    let all = net.source().geometry().piece_count();
+    let lacking =
+        net.nodes.iter().enumerate().filter(|(_, node)| !node.is_mute && !node.swarm.is_done());
+    let list = lacking.map(|(at, node)| {
+        let lacks: Vec<u32> = (0..all).filter(|piece| !node.swarm.have().has(*piece)).collect();
+        format!("\n{at}: {} pieces, {:?}...", lacks.len(), &lacks[..lacks.len().min(8)])
+    });
+    format!("{:.2} of the bound {}", share(net), list.collect::<String>())
+}
+
 #[test]
 fn a_dead_inner_node_is_replaced_by_neighbours_without_a_new_plan() {
     for seed in 1..4 {
@@ -23,7 +35,7 @@ fn a_dead_inner_node_is_replaced_by_neighbours_without_a_new_plan() {
         assert!(!net.run(bound / 2, Net::all_done), "seed {seed}: too fast");
         // Member 5 stands below member 1 in the tree of stripe 0, with members below itself.
         net.kill(5);
-        assert!(net.run(4 * bound, Net::all_done), "seed {seed}: {:.2}", share(&net));
+        assert!(net.run(4 * bound, Net::all_done), "seed {seed}: {}", unfinished(&net));
         assert_true_copies(&net);
         println!("seed {seed}: dead inner node, last {:.3} of the bound", share(&net));
         assert!(share(&net) < 1.6, "seed {seed}: {:.3} of the bound", share(&net));
@@ -48,7 +60,7 @@ fn a_dead_first_node_is_replaced_by_a_new_plan() {
         for (member, plan) in rest.iter().zip(trees(2, &rest, 4)) {
             net.plan(*member as usize, plan);
         }
-        assert!(net.run(4 * bound, Net::all_done), "seed {seed}: {:.2}", share(&net));
+        assert!(net.run(4 * bound, Net::all_done), "seed {seed}: {}", unfinished(&net));
         assert_true_copies(&net);
         println!("seed {seed}: dead first node, last {:.3} of the bound", share(&net));
         assert!(share(&net) < 1.6, "seed {seed}: {:.3} of the bound", share(&net));
@@ -61,7 +73,7 @@ fn a_slow_parent_does_not_hold_up_the_others() {
         let mut net = planned(8 << 20, 128 << 10, 16, seed);
         net.nodes[5].up_bytes_per_s = RATE / 8;
         let bound = bound_us(&net);
-        assert!(net.run(8 * bound, Net::all_done), "seed {seed}: {:.2}", share(&net));
+        assert!(net.run(8 * bound, Net::all_done), "seed {seed}: {}", unfinished(&net));
         assert_true_copies(&net);
         println!("seed {seed}: slow parent, last {:.3} of the bound", share(&net));
         // Alone it would hold up its stripe for four bounds or more.
@@ -75,7 +87,7 @@ fn a_liar_is_named_at_its_first_block_and_nothing_of_it_is_relayed() {
         let mut net = planned(4 << 20, 64 << 10, 16, seed);
         net.nodes[5].lies = true;
         let bound = bound_us(&net);
-        assert!(net.run(8 * bound, Net::all_done), "seed {seed}: {:.2}", share(&net));
+        assert!(net.run(8 * bound, Net::all_done), "seed {seed}: {}", unfinished(&net));
         assert_true_copies(&net);
         let mut victims = 0;
         for node in &mut net.nodes {
@@ -99,7 +111,7 @@ fn a_silent_peer_costs_patience_and_no_more() {
         net.run(20_000, |_| false);
         net.kill(5);
         let bound = bound_us(&net);
-        assert!(net.run(8 * bound, Net::all_done), "seed {seed}: {:.2}", share(&net));
+        assert!(net.run(8 * bound, Net::all_done), "seed {seed}: {}", unfinished(&net));
         assert_true_copies(&net);
         println!("seed {seed}: silent from the start, last {:.3} of the bound", share(&net));
     }
@@ -113,7 +125,7 @@ fn all_finish_when_the_source_dies_after_one_copy_is_out() {
         assert!(net.run(4 * bound, is_out), "seed {seed}");
         assert!(!net.all_done(), "seed {seed}: nothing is left to do");
         net.kill(0);
-        assert!(net.run(8 * bound, Net::all_done), "seed {seed}: {:.2}", share(&net));
+        assert!(net.run(8 * bound, Net::all_done), "seed {seed}: {}", unfinished(&net));
         assert_true_copies(&net);
     }
 }
