@@ -123,6 +123,14 @@ struct Arriving {
     latency_ms: Option<u64>,
 }
 
+impl Arriving {
+    /// What did not come yet.
+    fn rest(&self) -> BlockRange {
+        let BlockRange { piece, begin, len } = self.range;
+        BlockRange { piece, begin: begin + self.done, len: len - self.done }
+    }
+}
+
 /// State of the protocol with one peer.
 #[derive(Debug)]
 pub struct PeerLink {
@@ -222,22 +230,17 @@ impl PeerLink {
 
     /// The ranges that were requested and did not arrive, the arriving one cut to its rest.
     pub fn unanswered(&self) -> impl Iterator<Item = BlockRange> + '_ {
-        let arriving = self.arriving.iter().map(|arriving| BlockRange {
-            piece: arriving.range.piece,
-            begin: arriving.range.begin + arriving.done,
-            len: arriving.range.len - arriving.done,
-        });
+        let arriving = self.arriving.iter().map(Arriving::rest);
         arriving.chain(self.in_flight.iter().map(|request| request.range))
     }
 
     /// As [`PeerLink::unanswered`], without what was taken back or is also asked for elsewhere.
     pub fn owned(&self) -> impl Iterator<Item = BlockRange> + '_ {
-        let skip = usize::from(self.arriving.as_ref().is_some_and(|arriving| !arriving.owned));
-        let arriving = self.unanswered().take(usize::from(self.arriving.is_some())).skip(skip);
+        let arriving = self.arriving.iter().filter(|arriving| arriving.owned).map(Arriving::rest);
         arriving.chain(self.cancellable())
     }
 
-    /// The ranges that [`PeerLink::cancel`] can take back, in the order of their requests.
+    /// The same without what is arriving, in the order of the requests.
     pub fn cancellable(&self) -> impl Iterator<Item = BlockRange> + '_ {
         self.in_flight.iter().filter(|request| request.owned).map(|request| request.range)
     }
@@ -278,15 +281,21 @@ impl PeerLink {
         self.in_flight_bytes += u64::from(range.len);
     }
 
-    /// Takes a request back. The peer still answers it, with the data or by rejecting it, and it
-    /// counts as in flight until then. False if there is none, or its data is arriving.
+    /// Takes a request back: one of [`PeerLink::owned`]. The peer still answers it, with the data or
+    /// by rejecting it, and it counts as in flight until then. False if there is none.
     pub fn cancel(&mut self, range: BlockRange) -> bool {
-        let Some(request) = self.in_flight.iter_mut().find(|request| request.range == range) else {
-            return false;
-        };
-        request.owned = false;
-        self.send(Message::Cancel(range));
-        true
+        if let Some(request) = self.in_flight.iter_mut().find(|request| request.range == range) {
+            let owned = std::mem::replace(&mut request.owned, false);
+            self.send(Message::Cancel(range));
+            return owned;
+        }
+        // What is arriving cannot be stopped, but others may be asked for its rest.
+        match &mut self.arriving {
+            Some(arriving) if arriving.rest() == range => {
+                std::mem::replace(&mut arriving.owned, false)
+            }
+            _ => false,
+        }
     }
 
     /// Whether the peer takes a further request.

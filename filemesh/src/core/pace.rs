@@ -13,6 +13,9 @@ pub const WINDOW_BYTES_MIN: u64 = 128 * 1024;
 /// First window: what a connection of 10 ms carries at 800 Mbit/s.
 pub const WINDOW_BYTES_START: u64 = 1024 * 1024;
 
+/// First window of a link that is one of many.
+pub const WINDOW_BYTES_SHARED: u64 = 256 * 1024;
+
 /// Largest window: 10 Gbit/s over 6 ms. Also bounds what waits to be written.
 pub const WINDOW_BYTES_MAX: u64 = 8 * 1024 * 1024;
 
@@ -44,6 +47,11 @@ impl Window {
             slice_bytes: 0,
             bytes_per_s: 0,
         }
+    }
+
+    /// A window for one of many links that share this host's: it starts smaller.
+    pub fn shared(now_ms: u64) -> Self {
+        Self { bytes: WINDOW_BYTES_SHARED, ..Self::new(now_ms) }
     }
 
     /// The rate of the last slice that was measured; 0 before the first.

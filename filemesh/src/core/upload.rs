@@ -74,7 +74,10 @@ impl UploadQueue {
     ) -> bool {
         let ready = self.requests.len();
         let mut from = (piece, begin.saturating_sub(REQUEST_BYTES_MAX));
-        while let Some((at, len)) = self.waiting.range(from..(piece, begin + 1)).next() {
+        while let Some((at, len)) = self.waiting.range(from..).next() {
+            if *at > (piece, begin) {
+                break;
+            }
             let range = BlockRange { piece, begin: at.1, len: *len };
             from = (piece, at.1 + 1);
             if range.begin + range.len > begin && is_here(&range) {

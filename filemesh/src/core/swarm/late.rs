@@ -28,7 +28,7 @@ const LOOK_MS: u64 = 50;
 /// Ranges that are asked for twice at a time.
 const DOUBLED_MAX: usize = 64;
 
-/// The rate at which a member receives, averaged over slices in which something came.
+/// The rate at which a member receives when it receives: averaged over slices, slow to fall.
 #[derive(Debug)]
 pub(super) struct Meter {
     start_ms: u64,
@@ -51,8 +51,13 @@ impl Meter {
         }
         if elapsed_ms < 10 * SLICE_MS {
             let rate = self.bytes.saturating_mul(1000) / elapsed_ms;
-            let before = if self.bytes_per_s == 0 { rate } else { self.bytes_per_s };
-            self.bytes_per_s = (3 * before + rate) / 4;
+            // Falls slowly: when little comes because parents are late, patience must not grow.
+            let before = self.bytes_per_s;
+            self.bytes_per_s = match rate >= before {
+                true if before > 0 => (3 * before + rate) / 4,
+                true => rate,
+                false => before - before.min(before / 128 + 1).min(before - rate),
+            };
         }
         (self.start_ms, self.bytes) = (now_ms, 0);
     }
@@ -147,7 +152,7 @@ impl Swarm {
                     late.push((*key, peer.member));
                 }
                 Some(since) if now_ms.saturating_sub(since) >= PROBE_PATIENCES * patience_ms => {
-                    if peer.link.cancellable().next().is_none() {
+                    if peer.link.owned().next().is_none() {
                         (peer.late_since_ms, peer.progress_ms) = (None, now_ms);
                         probed.push(peer.member);
                     }
@@ -195,6 +200,31 @@ impl Swarm {
             let ranges = peer.cancellable(|range| self.has_other_source(range, key, now_ms));
             ranges.into_iter().for_each(|range| self.take_back(key, range));
         }
+        if self.schedule.any_overdue() {
+            self.relieve(now_ms);
+        }
+    }
+
+    /// Takes overdue pieces back from parents that are too slow for them, but for what they will
+    /// send within the patience.
+    fn relieve(&mut self, now_ms: u64) {
+        let patience_ms = self.meter.patience_ms(&self.content.geometry);
+        let mut overdue = vec![];
+        for (key, peer) in &self.peers {
+            if peer.late_since_ms.is_some() || peer.remaining_ms(now_ms) <= patience_ms {
+                continue;
+            }
+            let mut keeps = peer.window.bytes_per_s() * patience_ms / 1000;
+            let ranges = peer.cancellable(|range| self.schedule.is_overdue(range.piece));
+            for range in ranges {
+                if keeps >= u64::from(range.len) {
+                    keeps -= u64::from(range.len);
+                } else if self.has_other_source(&range, *key, now_ms) {
+                    overdue.push((*key, range));
+                }
+            }
+        }
+        overdue.into_iter().for_each(|(key, range)| self.take_back(key, range));
     }
 
     fn has_other_source(&self, range: &BlockRange, key: PeerKey, now_ms: u64) -> bool {

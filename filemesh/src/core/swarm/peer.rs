@@ -66,7 +66,7 @@ impl Peer {
             member,
             opened,
             link,
-            window: Window::new(now_ms),
+            window: Window::shared(now_ms),
             uploads: UploadQueue::default(),
             skein: None,
             takes: Take::default(),
@@ -136,9 +136,13 @@ impl Peer {
         }
     }
 
-    /// The ranges that can be taken back from it and that `which` names.
+    /// The ranges that can be taken back from it and that `which` names; of a late one also the
+    /// range that is arriving, of which the rest may never come.
     pub fn cancellable(&self, which: impl Fn(&BlockRange) -> bool) -> Vec<BlockRange> {
-        self.link.cancellable().filter(which).collect()
+        match self.late_since_ms {
+            Some(_) => self.link.owned().filter(which).collect(),
+            None => self.link.cancellable().filter(which).collect(),
+        }
     }
 
     pub fn has_output(&self, gained: usize) -> bool {

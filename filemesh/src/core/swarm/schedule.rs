@@ -102,7 +102,17 @@ impl Schedule {
         let Some(stripe) = self.stripe_of(piece) else { return true };
         self.plan.parents[stripe].is_none()
             || self.stripes[stripe].is_late
-            || piece < self.open_below
+            || self.is_overdue(piece)
+    }
+
+    /// Whether any stripe is behind the others by more than the patience.
+    pub fn any_overdue(&self) -> bool {
+        self.stripes.iter().any(|stripe| stripe.frontier < self.open_below)
+    }
+
+    /// Whether `piece` should be here by the pace of the other stripes.
+    pub fn is_overdue(&self, piece: u32) -> bool {
+        piece < self.open_below
     }
 
     /// Marks the stripes of `member` late or in time; true if that changed any.

@@ -175,7 +175,6 @@ fn a_plain_seed_is_a_mesh_peer() {
     swarm.set_plan(plan, 0, &mut actions);
     swarm.connected(1, 0, Dial::Opened, 0, &mut actions);
     swarm.next(1, 1 << 20, &mut up, 0);
-    up.drain(..HANDSHAKE_BYTES);
     for now_ms in 0..200 {
         let used = seeder.receive(&up, now_ms).unwrap();
         up.drain(..used);
