@@ -28,7 +28,7 @@ const PATIENCE: u64 = 50;
 const BLOCKS_MAX: u64 = 16_384;
 
 /// Blocks that all hosts together prove at most before `--scale auto` makes the file smaller.
-const PROOFS_MAX: u64 = 1 << 21;
+const PROOFS_MAX: u64 = 1 << 20;
 
 /// How long does a file take to reach a fleet? Which link is the limit? What if rack 7 dies?
 ///

@@ -274,11 +274,6 @@ impl Mesh<'_> {
         let state = &mut self.hosts[host as usize];
         state.start(self.content, host, is_source, self.seed, now_ms);
         let life = state.life;
-        while let Some(swarm) = &mut self.hosts[host as usize].swarm {
-            let Some(range) = swarm.next_check() else { break };
-            let data = self.content.range(range.start, range.end - range.start);
-            swarm.checked(Some(data), now_ms, &mut self.actions);
-        }
         if !is_source {
             self.tell(News::Joined(host));
             let interval = self.control.costs.report_every;
@@ -377,8 +372,20 @@ impl Mesh<'_> {
         self.act(host, buf);
         inbox.drain(..used);
         self.links.end_mut(key, 1 - side).inbox = inbox;
+        self.check_claims(host);
         self.pump_all(host);
         self.rest(host);
+    }
+
+    /// Proves what an earlier life of this host left on disk, as far as its hashes are known.
+    fn check_claims(&mut self, host: HostId) {
+        let now_ms = self.now_ms();
+        while let Some(swarm) = &mut self.hosts[host as usize].swarm {
+            let Some(range) = swarm.next_check() else { break };
+            let data = self.content.range(range.start, range.end - range.start);
+            swarm.checked(Some(data), now_ms, &mut self.actions);
+            self.act(host, &[]);
+        }
     }
 
     fn accept(&mut self, host: HostId, key: u32, from: HostId, theirs: Handshake) {
