@@ -140,9 +140,12 @@ proptest! {
             }
         }
         if !uneven {
-            let stripes = usize::from(coordinator.trees.stripes());
-            let links = coordinator.status().source_links;
-            prop_assert!((stripes..=stripes * sources as usize).contains(&links), "{}", links);
+            // At the full rate of equal hosts the sources have nothing to spare.
+            let stripes = coordinator.trees.stripes();
+            let links = coordinator.status().source_links as f64;
+            let spare = coordinator.entries[0].up / coordinator.shape.rate * f64::from(sources);
+            let most = (f64::from(stripes) * spare * 1.02).floor();
+            prop_assert!((f64::from(stripes)..=most).contains(&links), "{} of {}", links, most);
         }
     }
 
