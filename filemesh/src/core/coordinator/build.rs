@@ -246,12 +246,18 @@ impl Builder<'_> {
         }
     }
 
-    /// Lets the sources that feed `group` send more than once what its nodes cannot.
+    /// Lets the sources that feed `group` send more than once what its nodes cannot; but not over
+    /// the border of a single region.
     fn draw_on_sources(&mut self, group: usize, demand: &mut [u32], spare: i64) {
         let wanted: i64 = demand.iter().map(|count| i64::from(*count)).sum();
         let mut lack = (wanted - spare).max(0);
-        let fed: Vec<usize> =
-            (0..self.stripes).filter(|at| self.is_fed(Node::Group(group), *at)).collect();
+        let may = |stripe: &usize| {
+            let Group { scope, place, .. } = self.groups[group];
+            let source = self.ground.layout.place(self.ground.roots[*stripe].0);
+            self.is_fed(Node::Group(group), *stripe)
+                && (scope == Scope::All || place.region == source.region)
+        };
+        let fed: Vec<usize> = (0..self.stripes).filter(may).collect();
         let mut progress = true;
         while lack > 0 && progress {
             progress = false;
@@ -299,7 +305,17 @@ impl Builder<'_> {
             tree.entry = root;
             free.extend((0..=self.extra[stripe]).map(|_| Reverse((0, root))));
         }
-        for part in inner {
+        // What hangs outside carries more hosts than what is inside: it gets the shallowest places
+        // as soon as one is left over for what is to come.
+        let need = group.need[stripe] as usize;
+        let mut outside = vec![];
+        let mut inner = inner.into_iter();
+        loop {
+            let kept = usize::from(inner.len() > 0);
+            while outside.len() < need && free.len() > kept {
+                outside.extend(free.pop().map(|Reverse(place)| place));
+            }
+            let Some(part) = inner.next() else { break };
             let mut base = 0;
             if std::mem::take(&mut is_first) {
                 tree.entry = part.entry;
@@ -310,11 +326,7 @@ impl Builder<'_> {
             tree.height = tree.height.max(base + part.height);
             free.extend(part.free.into_iter().map(|(depth, at)| Reverse((base + depth, at))));
         }
-        // What hangs outside carries more hosts than a leaf: it gets the shallowest places.
-        let mut free: Vec<(u32, u32)> =
-            free.into_sorted_vec().into_iter().rev().map(|Reverse(place)| place).collect();
-        let outside = (group.need[stripe] as usize).min(free.len());
-        let places = free.split_off(outside);
+        let places = free.into_sorted_vec().into_iter().rev().map(|Reverse(place)| place);
         let mut leaves = leaves.into_iter();
         if is_first && let Some(only) = leaves.next() {
             (tree.entry, tree.height) = (only.entry, only.height);
@@ -323,7 +335,7 @@ impl Builder<'_> {
             links.push((part.entry, stripe as u16, parent));
             tree.height = tree.height.max(depth + 1 + part.height);
         }
-        tree.free = free;
+        tree.free = outside;
         tree
     }
 }

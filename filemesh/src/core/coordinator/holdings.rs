@@ -69,7 +69,10 @@ impl Holdings {
         self.leave(at);
         match held {
             Held::Nothing => self.gain(at, &[]),
-            Held::All => self.gain(at, &[0..self.geometry.piece_count()]),
+            Held::All => {
+                let all = 0..self.geometry.piece_count();
+                self.gain(at, std::slice::from_ref(&all));
+            }
             Held::Pieces(pieces) if pieces.len() == self.geometry.piece_count() => {
                 let ranges: Vec<_> = pieces.ranges().collect();
                 self.gain(at, &ranges);
@@ -149,6 +152,8 @@ impl Holdings {
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::single_range_in_vec_init, reason = "runs of pieces, not their numbers")]
+
     use super::*;
 
     #[test]

@@ -44,8 +44,27 @@ impl Coordinator {
             self.replace_stand_ins(at);
         } else {
             self.joined_since += 1;
-            (0..self.trees.stripes()).for_each(|stripe| self.attach_stripe(at, stripe));
+            let stripes = self.trees.stripes();
+            let home = self.random.below(stripes.into()) as u16;
+            for stripe in 0..stripes {
+                if stripe != home || !self.take_leafs_place(at, stripe) {
+                    self.attach_stripe(at, stripe);
+                }
+            }
         }
+    }
+
+    /// Puts a member that brings room for children in the place of a leaf, which becomes its
+    /// child: so the new room is near the source and those that come later do not form a chain.
+    fn take_leafs_place(&mut self, at: u32, stripe: u16) -> bool {
+        if self.trees.budget(at) == 0 {
+            return false;
+        }
+        let Some((leaf, above)) = self.find_leaf(at, stripe, u32::MAX) else { return false };
+        self.trees.unlink(leaf, stripe);
+        self.set_parent(at, stripe, above);
+        self.set_parent(leaf, stripe, at);
+        true
     }
 
     pub(super) fn completed(&mut self, at: u32) {
@@ -106,13 +125,59 @@ impl Coordinator {
     /// Gives `child` a parent in `stripe`, or lets it stand in for the source.
     pub(super) fn attach_stripe(&mut self, child: u32, stripe: u16) {
         if let Some(parent) = self.find_parent(child, stripe) {
-            self.set_parent(child, stripe, parent);
+            self.settle(child, stripe, parent);
             return;
         }
         self.trees.unlink(child, stripe);
         self.roots[usize::from(stripe)] = child;
         self.changed.insert(child);
         self.help_stand_in(stripe);
+    }
+
+    /// Puts `child` under `parent`; or, if it has children of its own, in the place of a leaf
+    /// nearer to the source, which goes under `parent` instead: so that trees stay flat.
+    fn settle(&mut self, child: u32, stripe: u16, parent: u32) {
+        let depth = self.depth_for(parent, child, stripe).unwrap_or(u32::MAX);
+        if self.is_inner(child, stripe)
+            && depth > 0
+            && let Some((leaf, above)) = self.find_leaf(child, stripe, depth)
+        {
+            self.trees.unlink(leaf, stripe);
+            self.set_parent(child, stripe, above);
+            let place = self.find_parent(leaf, stripe).unwrap_or(parent);
+            self.set_parent(leaf, stripe, place);
+            return;
+        }
+        self.set_parent(child, stripe, parent);
+    }
+
+    fn is_inner(&self, at: u32, stripe: u16) -> bool {
+        self.trees.children(at).iter().any(|(other, _)| *other == stripe)
+    }
+
+    /// A leaf of `stripe` near `child` and its parent, who is less deep than `depth`.
+    fn find_leaf(&mut self, child: u32, stripe: u16, depth: u32) -> Option<(u32, u32)> {
+        for scope in [Scope::Rack, Scope::Zone, Scope::Region] {
+            let range = self.layout.around(child, scope);
+            let mut best = None;
+            for _ in 0..LOOKS {
+                let leaf = self.random.within(&range);
+                let Some(above) = self.trees.parent(leaf, stripe) else { continue };
+                if leaf == child
+                    || self.is_inner(leaf, stripe)
+                    || !self.layout.same_region(above, child)
+                {
+                    continue;
+                }
+                if let Some(found) = self.depth_for(above, child, stripe) {
+                    best = best.into_iter().chain([(found, leaf, above)]).min();
+                }
+            }
+            if let Some((_, leaf, above)) = best.filter(|(found, _, _)| *found < depth) {
+                return Some((leaf, above));
+            }
+        }
+        None
     }
 
     /// Makes holders of what a stand-in lacks its neighbours.
@@ -140,7 +205,7 @@ impl Coordinator {
 
     /// The depth of `at` in `stripe`, if it may become the parent of `child`.
     fn depth_for(&self, at: u32, child: u32, stripe: u16) -> Option<u32> {
-        if !self.is_here(at) {
+        if !self.is_here(at) || self.entries[at as usize].is_slow {
             return None;
         }
         // Behind a parent that was late everything is.
@@ -153,12 +218,18 @@ impl Coordinator {
     }
 
     fn find_parent(&mut self, child: u32, stripe: u16) -> Option<u32> {
+        // A near one is taken unless it is deep; then the least deep of the region.
+        let deep = 2 * self.shape.depth;
+        let mut best: Option<(u32, u32)> = None;
         for scope in SCOPES {
             let range = self.layout.around(child, scope);
             let start = self.random.within(&range);
             let found = self.trees.open(range, start).take(LOOKS);
             let found = found.filter_map(|at| Some((self.depth_for(at, child, stripe)?, at))).min();
-            if let Some((_, at)) = found {
+            best = best.into_iter().chain(found).min();
+            if let Some((depth, at)) = best
+                && (depth <= deep || scope <= Scope::Region)
+            {
                 return Some(at);
             }
             if scope <= Scope::Region
@@ -184,7 +255,7 @@ impl Coordinator {
         for _ in 0..LOOKS {
             let at = self.random.within(&range);
             let entry = &self.entries[at as usize];
-            if entry.is_slow || entry.is_source {
+            if entry.is_source {
                 continue;
             }
             if let Some(depth) = self.depth_for(at, child, stripe) {
@@ -233,7 +304,7 @@ impl Coordinator {
     /// Another parent for one stripe; if there is none, the old one stays.
     fn move_one(&mut self, at: u32, stripe: u16, parent: u32) {
         if let Some(other) = self.find_parent(at, stripe).filter(|other| *other != parent) {
-            self.set_parent(at, stripe, other);
+            self.settle(at, stripe, other);
         }
     }
 

