@@ -33,7 +33,7 @@ impl Content {
         let mut random = Random::new(seed);
         let mut bytes = Vec::with_capacity(size_bytes as usize + 8);
         while (bytes.len() as u64) < size_bytes {
-            bytes.extend_from_slice(&random.next().to_be_bytes());
+            bytes.extend_from_slice(&random.next_u64().to_be_bytes());
         }
         bytes.truncate(size_bytes as usize);
         let (mut leaves, mut builder) = (vec![], TreeBuilder::new(piece_bytes)?);
