@@ -6,17 +6,18 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const CRATES: [&str; 8] =
-    ["wire", "filemesh", "observe", "dataplane", "controlplane", "agent", "cli", "perf"];
+const CRATES: [&str; 9] =
+    ["wire", "filemesh", "observe", "dataplane", "controlplane", "agent", "cli", "sim", "perf"];
 
 /// Who may use which crates of ours (dependencies proper, not those of tests).
-const ARROWS: [(&str, &[&str]); 6] = [
+const ARROWS: [(&str, &[&str]); 7] = [
     ("wire", &[]),
     ("observe", &[]),
     ("filemesh", &["skein-wire"]),
     ("dataplane", &["skein-wire", "skein-filemesh", "skein-observe"]),
     ("controlplane", &["skein-wire", "skein-filemesh", "skein-observe"]),
     ("agent", &["skein-wire", "skein-filemesh", "skein-observe"]),
+    ("sim", &["skein-filemesh"]),
 ];
 
 /// What code without I/O may use from outside.

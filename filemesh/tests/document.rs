@@ -11,6 +11,8 @@ use skein_filemesh::core::peer_wire::{
     BlockRange, EXTENDED_BYTES_MAX, HASHES_MAX, Handshake, HashRange, MESSAGE_BYTES_MAX, Message,
     REQUEST_BYTES_MAX,
 };
+use skein_filemesh::core::plan::{NEIGHBOURS_MAX, STRIPES_MAX};
+use skein_filemesh::core::planner::{INLINE_BYTES_MAX, PlannerSettings};
 use skein_filemesh::core::upload::HASH_QUEUE_MAX;
 
 const DOCUMENT: &str = include_str!("../../docs/filemesh.md");
@@ -34,8 +36,35 @@ fn the_document_states_the_limits() {
         ("KEEP_ALIVE_MS", KEEP_ALIVE_MS),
         ("STALL_MS", STALL_MS),
         ("SILENCE_MS", SILENCE_MS),
+        ("STRIPES_MAX", STRIPES_MAX.into()),
+        ("NEIGHBOURS_MAX", NEIGHBOURS_MAX as u64),
+        ("INLINE_BYTES_MAX", INLINE_BYTES_MAX),
     ];
     for (name, value) in limits {
+        assert!(DOCUMENT.contains(&format!("| `{name}` | {value} |")), "{name} is {value}");
+    }
+}
+
+#[test]
+fn the_document_states_what_the_planner_reckons_with() {
+    let settings = PlannerSettings::default();
+    for (name, value) in [
+        ("inline_bytes_max", settings.inline_bytes_max as f64),
+        ("default_bytes_s", settings.default_bytes_s as f64),
+        ("default_rtt_ms", settings.default_rtt_ms),
+        ("hash_bytes_s", settings.hash_bytes_s as f64),
+        ("start_ms", settings.start_ms),
+        ("host_ms", settings.host_ms),
+        ("inline_host_ms", settings.inline_host_ms),
+        ("commit_ms", settings.commit_ms),
+        ("planned_ms", settings.planned_ms),
+        ("mesh_ms", settings.mesh_ms),
+        ("planned_share", settings.planned_share),
+        ("mesh_share", settings.mesh_share),
+        ("mesh_border_copies", settings.mesh_border_copies),
+        ("slow_share", settings.slow_share),
+        ("drift_share", settings.drift_share),
+    ] {
         assert!(DOCUMENT.contains(&format!("| `{name}` | {value} |")), "{name} is {value}");
     }
 }

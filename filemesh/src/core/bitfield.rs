@@ -132,6 +132,20 @@ impl Bitfield {
         self.scan(from, |word| !word)
     }
 
+    /// The first zero at or after `from` that is a one of `mask`, which has the same length.
+    pub fn next_zero_within(&self, from: u32, mask: &Bitfield) -> Option<u32> {
+        let first = (from / 64) as usize;
+        let mut keep = u64::MAX >> (from % 64);
+        for (at, (word, mask)) in self.words.iter().zip(&mask.words).enumerate().skip(first) {
+            let hits = !word & mask & keep;
+            if hits != 0 {
+                return Some(at as u32 * 64 + hits.leading_zeros());
+            }
+            keep = u64::MAX;
+        }
+        None
+    }
+
     fn scan(&self, from: u32, view: impl Fn(u64) -> u64) -> Option<u32> {
         let first = (from / 64) as usize;
         let mut keep = u64::MAX >> (from % 64);
@@ -192,6 +206,10 @@ mod tests {
                 let find = |wanted| (from..len).find(|at| bits[*at as usize] == wanted);
                 prop_assert_eq!(field.next_one(from), find(true));
                 prop_assert_eq!(field.next_zero(from), find(false));
+                let mut mask = Bitfield::new(len);
+                (0..len).filter(|at| at % 3 != 1).for_each(|at| { mask.set(at); });
+                let within = (from..len).find(|at| at % 3 != 1 && !bits[*at as usize]);
+                prop_assert_eq!(field.next_zero_within(from, &mask), within);
             }
             let mut rebuilt = Bitfield::new(len);
             field.ranges().for_each(|range| rebuilt.set_range(range));

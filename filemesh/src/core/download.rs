@@ -166,8 +166,41 @@ impl Download {
         }
     }
 
+    /// The first block of `piece` that is neither here nor asked for.
+    pub(super) fn unassigned_in(&self, piece: u32) -> Option<u32> {
+        let blocks = self.geometry.blocks_of(piece);
+        self.assigned.next_zero(blocks.start).filter(|block| *block < blocks.end)
+    }
+
+    /// Whether every block is here or asked for.
+    pub(super) fn is_all_assigned(&mut self) -> bool {
+        self.cursor = self.assigned.next_zero(self.cursor).unwrap_or(self.assigned.len());
+        self.cursor == self.assigned.len()
+    }
+
+    /// The pieces of the next claims, `count` of them at most.
+    pub(super) fn claimed_pieces(&mut self, count: usize) -> Vec<u32> {
+        let mut next = self.first_claim();
+        let pieces = std::iter::from_fn(|| {
+            let piece = self.geometry.piece_of(next?);
+            next = self.claimed.next_one(self.geometry.blocks_of(piece).end);
+            Some(piece)
+        });
+        pieces.take(count).collect()
+    }
+
+    /// Proves and keeps hashes for a caller that knows itself what it asked for.
+    pub(super) fn learn_asked(
+        &mut self,
+        range: &HashRange,
+        bytes: &[u8],
+    ) -> Result<Learned, FalseHashes> {
+        let verified = &self.verified;
+        self.hashes.learn(range, bytes, |piece| !verified.has_piece(piece))
+    }
+
     /// Marks a run of unassigned blocks from `block` on as requested.
-    fn assign(&mut self, block: u32, bytes_max: u32) -> BlockRange {
+    pub(super) fn assign(&mut self, block: u32, bytes_max: u32) -> BlockRange {
         let piece = self.geometry.piece_of(block);
         let blocks_max = (bytes_max.min(REQUEST_BYTES_MAX) / BLOCK_BYTES).max(1);
         let last = self.geometry.blocks_of(piece).end.min(block + blocks_max);
@@ -315,12 +348,13 @@ impl Download {
     }
 
     /// What the disk holds in the range of the last [`Download::next_check`]; `None` if it could
-    /// not be read. True blocks count as written, the others will be fetched.
-    pub fn checked(&mut self, data: Option<&[u8]>) {
-        let Some(blocks) = self.checking.take() else { return };
+    /// not be read. True blocks count as written, the others will be fetched. The answer is the
+    /// range of blocks that was checked.
+    pub fn checked(&mut self, data: Option<&[u8]>) -> Range<u32> {
+        let Some(blocks) = self.checking.take() else { return 0..0 };
         self.claimed.clear_range(blocks.clone());
         let mut rest = data.unwrap_or_default();
-        for block in blocks {
+        for block in blocks.clone() {
             let len = (self.geometry.block_len(block) as usize).min(rest.len());
             let (bytes, after) = rest.split_at(len);
             rest = after;
@@ -333,6 +367,7 @@ impl Download {
                 self.unassign(block..block + 1);
             }
         }
+        blocks
     }
 
     /// Whether claims of an earlier run are still to be checked.

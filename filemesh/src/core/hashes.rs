@@ -106,6 +106,21 @@ impl HashStore {
         self.leaves.remove(&piece);
     }
 
+    /// Pieces whose leaves are held.
+    pub(super) fn pieces_with_leaves(&self) -> usize {
+        self.leaves.len()
+    }
+
+    /// Whether leaves are needed and not known before blocks of `piece` can be proved.
+    pub(super) fn lacks_leaves(&self, piece: u32) -> bool {
+        self.geometry.piece_height() > 0 && !self.leaves.contains_key(&piece)
+    }
+
+    /// Whether the hash that proves `piece` is known.
+    pub(super) fn proves_piece(&self, piece: u32) -> bool {
+        self.geometry.is_single_piece() || self.layer_known.get(piece)
+    }
+
     /// Whether more leaves may be asked for.
     pub fn has_room(&self) -> bool {
         let per_piece = 1usize << self.geometry.piece_height();

@@ -223,13 +223,13 @@ impl Leecher {
                     self.protocol(LinkError::Unrequested, actions);
                 }
             }
-            Event::Rejected(range) => {
+            Event::Rejected(range) | Event::Dropped(range) => {
                 self.download.release(range);
                 self.fail(|peer| Failure::Refused { peer }, actions);
             }
             Event::Request(range) => self.link.send(Message::Reject(range)),
             Event::HashRequest(range) => self.link.send(Message::HashReject(range)),
-            Event::Handshake | Event::Have | Event::Choked(_) => {
+            Event::Handshake | Event::Have | Event::HavePiece(_) | Event::Choked(_) => {
                 // News is no answer to a request.
                 if self.link.in_flight() == 0 {
                     self.progress_ms = now_ms;

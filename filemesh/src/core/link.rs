@@ -55,8 +55,10 @@ impl Have {
 pub enum Event {
     /// It shook hands.
     Handshake,
-    /// It said what it has, or that it has more.
+    /// It said what it has.
     Have,
+    /// It has this further piece.
+    HavePiece(u32),
     /// It answers requests from now on, or no longer.
     Choked(bool),
     /// It wants something from here, or no longer.
@@ -72,6 +74,8 @@ pub enum Event {
     },
     /// It will not answer this request.
     Rejected(BlockRange),
+    /// It will not answer this request, which was taken back or also made elsewhere.
+    Dropped(BlockRange),
     /// It wants these bytes.
     Request(BlockRange),
     /// It no longer wants them.
@@ -106,14 +110,25 @@ enum Phase {
 struct InFlight {
     range: BlockRange,
     sent_ms: u64,
+    /// Whether its blocks count as requested from this peer alone.
+    owned: bool,
 }
 
 /// A piece message whose data is arriving.
 #[derive(Debug)]
 struct Arriving {
     range: BlockRange,
+    owned: bool,
     done: u32,
     latency_ms: Option<u64>,
+}
+
+impl Arriving {
+    /// What did not come yet.
+    fn rest(&self) -> BlockRange {
+        let BlockRange { piece, begin, len } = self.range;
+        BlockRange { piece, begin: begin + self.done, len: len - self.done }
+    }
 }
 
 /// State of the protocol with one peer.
@@ -215,12 +230,19 @@ impl PeerLink {
 
     /// The ranges that were requested and did not arrive, the arriving one cut to its rest.
     pub fn unanswered(&self) -> impl Iterator<Item = BlockRange> + '_ {
-        let arriving = self.arriving.iter().map(|arriving| BlockRange {
-            piece: arriving.range.piece,
-            begin: arriving.range.begin + arriving.done,
-            len: arriving.range.len - arriving.done,
-        });
+        let arriving = self.arriving.iter().map(Arriving::rest);
         arriving.chain(self.in_flight.iter().map(|request| request.range))
+    }
+
+    /// As [`PeerLink::unanswered`], without what was taken back or is also asked for elsewhere.
+    pub fn owned(&self) -> impl Iterator<Item = BlockRange> + '_ {
+        let arriving = self.arriving.iter().filter(|arriving| arriving.owned).map(Arriving::rest);
+        arriving.chain(self.cancellable())
+    }
+
+    /// The same without what is arriving, in the order of the requests.
+    pub fn cancellable(&self) -> impl Iterator<Item = BlockRange> + '_ {
+        self.in_flight.iter().filter(|request| request.owned).map(|request| request.range)
     }
 
     /// Bytes that wait to be sent.
@@ -244,10 +266,36 @@ impl PeerLink {
 
     /// Queues a request. At most [`REQUESTS_MAX`] may be in flight.
     pub fn request(&mut self, range: BlockRange, now_ms: u64) {
+        self.push_request(range, true, now_ms);
+    }
+
+    /// Queues a request for what another peer was asked for as well and stays responsible for.
+    pub fn request_again(&mut self, range: BlockRange, now_ms: u64) {
+        self.push_request(range, false, now_ms);
+    }
+
+    fn push_request(&mut self, range: BlockRange, owned: bool, now_ms: u64) {
         assert!(self.in_flight() < REQUESTS_MAX, "the caller asks can_request first");
         self.send(Message::Request(range));
-        self.in_flight.push_back(InFlight { range, sent_ms: now_ms });
+        self.in_flight.push_back(InFlight { range, sent_ms: now_ms, owned });
         self.in_flight_bytes += u64::from(range.len);
+    }
+
+    /// Takes a request back: one of [`PeerLink::owned`]. The peer still answers it, with the data or
+    /// by rejecting it, and it counts as in flight until then. False if there is none.
+    pub fn cancel(&mut self, range: BlockRange) -> bool {
+        if let Some(request) = self.in_flight.iter_mut().find(|request| request.range == range) {
+            let owned = std::mem::replace(&mut request.owned, false);
+            self.send(Message::Cancel(range));
+            return owned;
+        }
+        // What is arriving cannot be stopped, but others may be asked for its rest.
+        match &mut self.arriving {
+            Some(arriving) if arriving.rest() == range => {
+                std::mem::replace(&mut arriving.owned, false)
+            }
+            _ => false,
+        }
     }
 
     /// Whether the peer takes a further request.
@@ -331,10 +379,11 @@ impl PeerLink {
             }
             Message::Have(piece) if piece >= pieces => return Err(LinkError::Bitfield),
             Message::Have(piece) => {
-                if let Have::Some(theirs) = &mut self.have {
-                    theirs.set(piece);
+                let Have::Some(theirs) = &mut self.have else { return Ok(None) };
+                if !theirs.set(piece) {
+                    return Ok(None);
                 }
-                Event::Have
+                Event::HavePiece(piece)
             }
             Message::Choke | Message::Unchoke => {
                 self.choked = message == Message::Choke;
@@ -345,15 +394,15 @@ impl PeerLink {
             Message::Request(range) => Event::Request(self.check(range)?),
             Message::Cancel(range) => Event::Cancel(self.check(range)?),
             Message::Piece(range) => {
-                let sent_ms = self.answered(range)?;
+                let InFlight { sent_ms, owned, .. } = self.answered(range)?;
                 let latency_ms = Some(now_ms.saturating_sub(sent_ms));
-                self.arriving = Some(Arriving { range, done: 0, latency_ms });
+                self.arriving = Some(Arriving { range, owned, done: 0, latency_ms });
                 return Ok(None);
             }
             Message::Reject(range) => {
-                self.answered(range)?;
+                let request = self.answered(range)?;
                 self.in_flight_bytes -= u64::from(range.len);
-                Event::Rejected(range)
+                if request.owned { Event::Rejected(range) } else { Event::Dropped(range) }
             }
             Message::HashRequest(range) => Event::HashRequest(range),
             Message::Hashes(range, bytes) => Event::Hashes(range, tail(bytes)),
@@ -373,11 +422,11 @@ impl PeerLink {
         Event::Have
     }
 
-    /// Ends the request for `range`; the answer is when it was sent.
-    fn answered(&mut self, range: BlockRange) -> Result<u64, LinkError> {
+    /// Ends the request for `range`.
+    fn answered(&mut self, range: BlockRange) -> Result<InFlight, LinkError> {
         let at = self.in_flight.iter().position(|request| request.range == range);
         let request = at.and_then(|at| self.in_flight.remove(at));
-        Ok(request.ok_or(LinkError::Unrequested)?.sent_ms)
+        request.ok_or(LinkError::Unrequested)
     }
 
     /// Accepts a range that the peer named if it is made of whole blocks of one piece.

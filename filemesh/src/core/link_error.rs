@@ -38,6 +38,9 @@ pub enum LinkError {
     /// Data came before the hashes that were asked for ahead of it.
     #[error("the peer sent data or leaves before the hashes that prove them")]
     Order,
+    /// A message of the `skein` extension that is not one.
+    #[error("the peer sent an illegal message of the skein extension")]
+    Extension,
     /// It asks for more than it takes.
     #[error("the peer sends requests and does not read the answers")]
     Flood,

@@ -6,8 +6,12 @@
 //! (what to fetch next and whether it is true), [`upload`] (what one peer asked for), and at the
 //! top [`leecher`] and [`seeder`], which join one link with a download or an upload. A swarm owns
 //! many links over one [`download::Download`]; nothing below `leecher` knows that there is only one.
+//!
+//! Beside them stand [`planner`] (which gear, and how long it takes) and [`coordinator`] (who sends
+//! what to whom), which control runs; they and a swarm share only [`plan`] and [`place`].
 
 pub mod bitfield;
+pub mod coordinator;
 pub mod download;
 mod failure;
 pub mod geometry;
@@ -23,8 +27,11 @@ pub mod pace;
 pub mod peer_wire;
 pub mod piece_map;
 pub mod piece_tree;
+pub mod place;
 pub mod plan;
+pub mod planner;
 pub mod seeder;
+pub mod swarm;
 pub mod upload;
 
 #[cfg(test)]

@@ -13,6 +13,9 @@ pub const WINDOW_BYTES_MIN: u64 = 128 * 1024;
 /// First window: what a connection of 10 ms carries at 800 Mbit/s.
 pub const WINDOW_BYTES_START: u64 = 1024 * 1024;
 
+/// First window of a link that is one of many.
+pub const WINDOW_BYTES_SHARED: u64 = 256 * 1024;
+
 /// Largest window: 10 Gbit/s over 6 ms. Also bounds what waits to be written.
 pub const WINDOW_BYTES_MAX: u64 = 8 * 1024 * 1024;
 
@@ -31,6 +34,7 @@ pub struct Window {
     least_latency_ms: u64,
     slice_start_ms: u64,
     slice_bytes: u64,
+    bytes_per_s: u64,
 }
 
 impl Window {
@@ -41,7 +45,18 @@ impl Window {
             least_latency_ms: u64::MAX,
             slice_start_ms: now_ms,
             slice_bytes: 0,
+            bytes_per_s: 0,
         }
+    }
+
+    /// A window for one of many links that share this host's: it starts smaller.
+    pub fn shared(now_ms: u64) -> Self {
+        Self { bytes: WINDOW_BYTES_SHARED, ..Self::new(now_ms) }
+    }
+
+    /// The rate of the last slice that was measured; 0 before the first.
+    pub fn bytes_per_s(&self) -> u64 {
+        self.bytes_per_s
     }
 
     /// Bytes that may be in flight.
@@ -54,6 +69,13 @@ impl Window {
     pub fn request_bytes(&self) -> u32 {
         let eighth = (self.bytes / 8).min(u64::from(REQUEST_BYTES_MAX)) as u32;
         (eighth / BLOCK_BYTES).max(1) * BLOCK_BYTES
+    }
+
+    /// Size of a request for blocks that the peer is about to get itself, and answers when it has
+    /// all of them: about 2 ms of the link, so that a hop costs little more than one block.
+    pub fn relay_bytes(&self) -> u32 {
+        let part = (self.bytes / 32).min(u64::from(REQUEST_BYTES_MAX)) as u32;
+        (part / BLOCK_BYTES).max(1) * BLOCK_BYTES
     }
 
     /// A request was answered after `latency_ms`.
@@ -75,6 +97,7 @@ impl Window {
             // Falls by halves at most, so that one late slice does not starve the link.
             let aim = aim.max(self.bytes / 2).min(self.bytes * 2);
             self.bytes = aim.clamp(WINDOW_BYTES_MIN, WINDOW_BYTES_MAX);
+            self.bytes_per_s = self.slice_bytes.saturating_mul(1000) / elapsed_ms;
         }
         self.slice_start_ms = now_ms;
         self.slice_bytes = 0;

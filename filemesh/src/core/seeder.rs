@@ -156,11 +156,16 @@ impl Seeder {
                 }
             }
             Event::Interested(interested) => self.interested = interested,
-            Event::Block { .. } | Event::Hashes(..) | Event::Rejected(_) => {
-                return Err(LinkError::Unrequested);
-            }
-            Event::HashRejected(_) => return Err(LinkError::Unrequested),
-            Event::Handshake | Event::Have | Event::Choked(_) | Event::Extended(..) => {}
+            Event::Block { .. }
+            | Event::Hashes(..)
+            | Event::Rejected(_)
+            | Event::Dropped(_)
+            | Event::HashRejected(_) => return Err(LinkError::Unrequested),
+            Event::Handshake
+            | Event::Have
+            | Event::HavePiece(_)
+            | Event::Choked(_)
+            | Event::Extended(..) => {}
         }
         if self.link.out_len() > OUT_BYTES_MAX {
             return Err(LinkError::Flood);

@@ -1,0 +1,224 @@
+//! The plan of the whole: the first one, and a new one when too much has changed.
+
+use super::build::{Ground, build};
+use super::trees::{NONE, Trees};
+use super::{Coordinator, State};
+use crate::core::planner::{Gear, Shape, ShapeInput};
+use std::cmp::Reverse;
+
+impl Coordinator {
+    /// Makes the first plan when the targets are there, and a new one when as many have joined
+    /// since or the trees have grown deep by patching.
+    pub(super) fn build_if_due(&mut self) {
+        let due = match self.built {
+            None => {
+                let waiting = self.entries.iter().any(|entry| entry.state == State::Waiting);
+                let here = self.entries.iter().any(|entry| entry.state == State::Active);
+                let gathered = self.now_ms - self.born_ms.min(self.now_ms);
+                here && (!waiting || gathered >= self.settings.gather_ms)
+            }
+            Some((at_ms, hosts)) => {
+                let since = self.now_ms.saturating_sub(at_ms);
+                let grown = self.joined_since * 2 >= hosts.max(2);
+                let deep = self.deepest > 2 * self.shape.depth + 4;
+                (grown && since >= self.settings.gather_ms)
+                    || (deep && since >= self.settings.rebuild_ms)
+            }
+        };
+        if due {
+            self.build();
+        }
+    }
+
+    pub(super) fn build(&mut self) {
+        let is_first = self.built.is_none();
+        let mut hosts = self.positions(State::Active);
+        self.built = Some((self.now_ms, hosts.len()));
+        (self.joined_since, self.deepest) = (0, 0);
+        if is_first {
+            self.neighbours_of_all();
+        }
+        self.changed.extend(&hosts);
+        match self.gear {
+            Gear::Mesh => {
+                self.trees = Trees::new(self.layout.len(), 0);
+                self.roots = vec![];
+            }
+            Gear::Planned => self.build_trees(&mut hosts),
+            Gear::Inline | Gear::Direct => self.build_star(&hosts),
+        }
+        let stripes = self.roots.len() as u16;
+        (0..stripes).for_each(|stripe| self.help_stand_in(stripe));
+    }
+
+    fn positions(&self, state: State) -> Vec<u32> {
+        (0..)
+            .zip(&self.entries)
+            .filter(|(_, entry)| entry.state == state)
+            .map(|(at, _)| at)
+            .collect()
+    }
+
+    fn neighbours_of_all(&mut self) {
+        let here = |at: &u32| self.is_here(*at);
+        let all: Vec<u32> = (0..self.layout.len()).filter(here).collect();
+        all.iter().for_each(|at| self.neighbours.enter(*at, &mut self.changed));
+        for at in all {
+            self.neighbours.fill(at, &self.layout, &mut self.random, &mut self.changed);
+        }
+    }
+
+    /// Those that hold everything: sources, or targets if no source is left.
+    fn givers(&self) -> Vec<u32> {
+        let complete = self.positions(State::Complete);
+        let sources: Vec<u32> =
+            complete.iter().copied().filter(|at| self.entries[*at as usize].is_source).collect();
+        if sources.is_empty() { complete } else { sources }
+    }
+
+    fn build_star(&mut self, hosts: &[u32]) {
+        self.trees = Trees::new(self.layout.len(), 1);
+        self.roots = vec![NONE];
+        self.shape.stripes = 1;
+        let givers = self.givers();
+        for at in hosts {
+            let least = |giver: &&u32| {
+                let children = self.trees.children(**giver).len() as f64 + 1.0;
+                (1e6 * children / self.entries[**giver as usize].up) as u64
+            };
+            match givers.iter().min_by_key(least).copied() {
+                Some(giver) => self.trees.link(*at, 0, giver),
+                None => self.attach_stripe(*at, 0),
+            }
+        }
+        for giver in givers {
+            self.trees.set_budget(giver, u32::MAX);
+        }
+    }
+
+    fn build_trees(&mut self, hosts: &mut Vec<u32>) {
+        let mut givers = self.givers();
+        // Nobody is complete: who has most stands in, and gets the rest as a neighbour.
+        let mut stand_in = None;
+        if givers.is_empty() {
+            stand_in = hosts.iter().copied().max_by_key(|at| self.holdings.bytes(*at));
+            givers.extend(stand_in);
+            hosts.retain(|at| Some(*at) != stand_in);
+        }
+        self.shape = self.shape_for(hosts, &givers);
+        let stripes = self.shape.stripes;
+        let children: Vec<u32> = (0..self.layout.len()).map(|at| self.children_of(at)).collect();
+        let roots = self.share_out(&givers);
+        let ground = Ground { layout: &self.layout, hosts, children: &children, roots: &roots };
+        let links = build(&ground);
+        self.trees = Trees::new(self.layout.len(), stripes);
+        self.roots = vec![stand_in.unwrap_or(NONE); usize::from(stripes)];
+        for (child, stripe, parent) in links {
+            self.trees.link(child, stripe, parent);
+        }
+        for at in 0..self.layout.len() {
+            if !self.is_here(at) {
+                continue;
+            }
+            let has = self.trees.children(at).len() as u32;
+            let is_source = self.entries[at as usize].is_source;
+            let may = if is_source { 0 } else { children[at as usize] };
+            self.trees.set_budget(at, may.max(has));
+        }
+    }
+
+    fn shape_for(&self, hosts: &[u32], givers: &[u32]) -> Shape {
+        let entry = |at: &u32| &self.entries[*at as usize];
+        let fast: Vec<_> = hosts.iter().map(entry).filter(|entry| !entry.is_slow).collect();
+        let ups: Vec<f64> = fast.iter().map(|entry| entry.up).collect();
+        let downs = if fast.is_empty() { hosts.iter().map(entry).collect() } else { fast };
+        let input = ShapeInput {
+            geometry: self.geometry,
+            source_up: givers.iter().map(|at| entry(at).up).sum::<f64>().max(1.0),
+            leaves: hosts.len() - ups.len(),
+            ups: &ups,
+            down_min: downs.iter().map(|entry| entry.down).fold(f64::MAX, f64::min),
+            rtt_ms: self.settings.rtt_ms,
+        };
+        Shape::choose(&input, &self.settings.shape)
+    }
+
+    /// Children that a member may have in all stripes by its rate.
+    pub(super) fn children_of(&self, at: u32) -> u32 {
+        let entry = &self.entries[at as usize];
+        if entry.is_slow || self.shape.stripes == 0 {
+            return 0;
+        }
+        self.shape.children(entry.up, &self.settings.shape)
+    }
+
+    /// Gives each stripe to the source that has least to send for its rate.
+    fn share_out(&self, givers: &[u32]) -> Vec<(u32, u32)> {
+        let mut counts = vec![0u32; givers.len()];
+        let up = |at: usize| self.entries[givers[at] as usize].up;
+        let mut roots = vec![];
+        for _ in 0..self.shape.stripes {
+            let load = |at: &usize| Reverse((up(*at) / f64::from(counts[*at] + 1)) as u64);
+            let Some(at) = (0..givers.len()).min_by_key(load) else { break };
+            counts[at] += 1;
+            roots.push(at);
+        }
+        let mut left: Vec<u32> = (0..givers.len())
+            .map(|at| {
+                let all = up(at) * f64::from(self.shape.stripes) / self.shape.rate;
+                let all = (all * self.settings.shape.round_up).min(1e6) as u32;
+                all.saturating_sub(counts[at])
+            })
+            .collect();
+        let shares = roots.into_iter().map(|at| {
+            let extra = left[at].div_ceil(counts[at].max(1));
+            (left[at], counts[at]) = (left[at] - extra, counts[at] - 1);
+            (givers[at], extra)
+        });
+        shares.collect()
+    }
+
+    /// Members that are known to be slow are leaves from the first plan on.
+    pub(super) fn mark_slow_by_known_rates(&mut self) {
+        let downs = self.entries.iter().map(|entry| entry.down as u64).collect();
+        let Some(median) = median(downs) else { return };
+        for entry in &mut self.entries {
+            entry.is_slow = entry.down < self.settings.slow_share * median as f64;
+        }
+    }
+
+    /// Compares what members receive and makes those slow that lag, for as long as they do.
+    pub(super) fn compare_rates(&mut self) {
+        if self.now_ms.saturating_sub(self.measured_ms) < self.settings.measure_ms {
+            return;
+        }
+        self.measured_ms = self.now_ms;
+        let reported: Vec<(u32, u64)> = std::mem::take(&mut self.reported)
+            .into_iter()
+            .filter(|at| self.entries[*at as usize].state == State::Active)
+            .filter_map(|at| self.entries[at as usize].measured.map(|rate| (at, rate)))
+            .collect();
+        let Some(median) = median(reported.iter().map(|(_, rate)| *rate).collect()) else { return };
+        if reported.len() < 4 {
+            return;
+        }
+        for (at, rate) in reported {
+            let share = rate as f64 / (median as f64).max(1.0);
+            let entry = &mut self.entries[at as usize];
+            entry.low =
+                if share < self.settings.slow_share { entry.low.saturating_add(1) } else { 0 };
+            if entry.low >= self.settings.slow_reports && !entry.is_slow {
+                self.demote(at);
+            } else if entry.is_slow && share >= self.settings.recovered_share {
+                entry.is_slow = false;
+                let children = self.children_of(at);
+                self.trees.set_budget(at, children);
+            }
+        }
+    }
+}
+
+fn median(mut values: Vec<u64>) -> Option<u64> {
+    let half = values.len() / 2;
+    (!values.is_empty()).then(|| *values.select_nth_unstable(half).1)
+}

@@ -1,0 +1,311 @@
+//! What time asks for: late parents and what they owe, rate limits, silence, the end of a transfer.
+
+use super::super::download::PeerKey;
+use super::super::geometry::BLOCK_BYTES;
+use super::super::geometry::Geometry;
+use super::super::leecher::{SILENCE_MS, STALL_MS};
+use super::super::peer_wire::BlockRange;
+use super::pick::Doubled;
+use super::{Action, CloseReason, Swarm};
+
+/// A peer that owes an answer is late after this time, or after [`PATIENCE_PIECES`] piece times,
+/// whichever is longer.
+pub const PATIENCE_MS_MIN: u64 = 200;
+
+/// Piece times without progress that make a peer late: a piece time is what one piece takes at
+/// the rate at which this member receives.
+pub const PATIENCE_PIECES: u64 = 4;
+
+/// Patience before a rate was measured.
+const PATIENCE_MS_START: u64 = 1_000;
+
+/// A late peer that has all that it owes taken from it is tried again after this many patiences.
+const PROBE_PATIENCES: u64 = 8;
+
+/// Time between looks at what is late, open or near the end.
+const LOOK_MS: u64 = 50;
+
+/// Ranges that are asked for twice at a time.
+const DOUBLED_MAX: usize = 64;
+
+/// The rate at which a member receives when it receives: averaged over slices, slow to fall.
+#[derive(Debug)]
+pub(super) struct Meter {
+    start_ms: u64,
+    bytes: u64,
+    bytes_per_s: u64,
+}
+
+const SLICE_MS: u64 = 100;
+
+impl Meter {
+    pub fn new(now_ms: u64) -> Self {
+        Self { start_ms: now_ms, bytes: 0, bytes_per_s: 0 }
+    }
+
+    pub fn arrived(&mut self, len: u64, now_ms: u64) {
+        self.bytes += len;
+        let elapsed_ms = now_ms.saturating_sub(self.start_ms);
+        if elapsed_ms < SLICE_MS {
+            return;
+        }
+        if elapsed_ms < 10 * SLICE_MS {
+            let rate = self.bytes.saturating_mul(1000) / elapsed_ms;
+            // Falls slowly: when little comes because parents are late, patience must not grow.
+            let before = self.bytes_per_s;
+            self.bytes_per_s = match rate >= before {
+                true if before > 0 => (3 * before + rate) / 4,
+                true => rate,
+                false => before - before.min(before / 128 + 1).min(before - rate),
+            };
+        }
+        (self.start_ms, self.bytes) = (now_ms, 0);
+    }
+
+    /// Time that a piece takes; `None` before the first measurement.
+    fn piece_us(&self, geometry: &Geometry) -> Option<u64> {
+        let piece_us = u64::from(geometry.piece_bytes()) * 1_000_000;
+        (self.bytes_per_s > 0).then(|| (piece_us / self.bytes_per_s).max(1))
+    }
+
+    pub fn patience_ms(&self, geometry: &Geometry) -> u64 {
+        let pieces_ms = self.piece_us(geometry).map(|us| PATIENCE_PIECES * us / 1000);
+        pieces_ms.unwrap_or(PATIENCE_MS_START).clamp(PATIENCE_MS_MIN, STALL_MS)
+    }
+
+    /// The same in pieces.
+    pub fn patience_pieces(&self, geometry: &Geometry) -> u32 {
+        let piece_us = self.piece_us(geometry).unwrap_or(u64::MAX);
+        let pieces = (PATIENCE_MS_MIN * 1000 / piece_us).max(PATIENCE_PIECES);
+        u32::try_from(pieces).unwrap_or(u32::MAX)
+    }
+}
+
+impl Swarm {
+    /// Does what time asks for.
+    pub fn tick(&mut self, now_ms: u64, actions: &mut Vec<Action>) {
+        self.dial(now_ms, actions);
+        self.listen(now_ms, actions);
+        if std::mem::take(&mut self.is_throttled) {
+            let waiting = self.peers.iter().filter(|(_, peer)| !peer.uploads.is_empty());
+            self.ready.extend(waiting.map(|(key, _)| *key));
+        }
+        if !self.content.is_complete() {
+            self.checked_ms = now_ms;
+            self.find_late(now_ms, actions);
+            self.steal(now_ms);
+            self.advance_all(now_ms);
+        }
+        self.notice_end(actions);
+    }
+
+    /// When [`Swarm::tick`] is next needed; `None`: only after something happened.
+    pub fn deadline_ms(&self) -> Option<u64> {
+        let ready = |limit: &super::RateLimit| limit.ready_at(u64::from(BLOCK_BYTES));
+        let down = self.down.as_ref().filter(|_| self.is_limited).map(ready);
+        let up = self.up.as_ref().filter(|_| self.is_throttled).map(ready);
+        let look = (!self.content.is_complete() && !self.peers.is_empty())
+            .then_some(self.checked_ms + LOOK_MS);
+        let peers = self.peers.values().map(|peer| {
+            let quiet = peer.heard_ms + SILENCE_MS;
+            // Between the parts of a piece nothing else may be sent, so no keep-alive is due.
+            let quiet_link = peer.link.out_len() == 0 && !peer.uploads.is_mid_request();
+            if quiet_link { quiet.min(peer.link.keep_alive_at()) } else { quiet }
+        });
+        let timers = [down, up, look, self.contacts.deadline_ms()];
+        timers.into_iter().flatten().chain(peers).min()
+    }
+
+    /// Sends keep-alives and gives up on peers that are not heard.
+    fn listen(&mut self, now_ms: u64, actions: &mut Vec<Action>) {
+        let mut silent = vec![];
+        for (key, peer) in &mut self.peers {
+            if !peer.uploads.is_mid_request() {
+                peer.link.tick(now_ms);
+            }
+            if peer.link.out_len() > 0 {
+                self.ready.insert(*key);
+            }
+            let late_ms = peer.late_since_ms.map_or(0, |since| now_ms.saturating_sub(since));
+            // What was taken back must be answered at once, even by one that itself waits.
+            let mute = peer.link.in_flight() > peer.link.owned().count();
+            let heard_ms = now_ms.saturating_sub(peer.heard_ms);
+            let stalled = (mute && late_ms >= STALL_MS) || !peer.link.is_open();
+            if heard_ms >= if stalled { STALL_MS } else { SILENCE_MS } {
+                silent.push((*key, heard_ms));
+            }
+        }
+        for (key, waited_ms) in silent {
+            self.close(key, CloseReason::Silent { waited_ms }, now_ms, actions);
+        }
+    }
+
+    /// Marks peers and parents late that owe something and made no progress.
+    fn find_late(&mut self, now_ms: u64, actions: &mut Vec<Action>) {
+        let patience_ms = self.meter.patience_ms(&self.content.geometry);
+        let (mut late, mut probed) = (vec![], vec![]);
+        for (key, peer) in &mut self.peers {
+            let waited_ms = now_ms.saturating_sub(peer.progress_ms);
+            match peer.late_since_ms {
+                None if peer.owes() && waited_ms >= patience_ms => {
+                    peer.late_since_ms = Some(now_ms);
+                    late.push((*key, peer.member));
+                }
+                Some(since) if now_ms.saturating_sub(since) >= PROBE_PATIENCES * patience_ms => {
+                    if peer.link.owned().next().is_none() {
+                        (peer.late_since_ms, peer.progress_ms) = (None, now_ms);
+                        probed.push(peer.member);
+                    }
+                }
+                _ => {}
+            }
+        }
+        for member in probed {
+            self.schedule.set_late(member, false);
+        }
+        for (key, member) in late {
+            self.forget_hashes(key);
+            self.mark_late(member, actions);
+        }
+        let absent = self.contacts.absent_parents();
+        let absent = absent.filter(|(_, since)| now_ms.saturating_sub(*since) >= patience_ms);
+        let absent: Vec<_> = absent.map(|(member, _)| member).collect();
+        for member in absent {
+            self.mark_late(member, actions);
+        }
+    }
+
+    fn mark_late(&mut self, member: crate::core::plan::Member, actions: &mut Vec<Action>) {
+        if self.schedule.set_late(member, true) {
+            actions.push(Action::ParentLate(member));
+        }
+    }
+
+    /// `key` made progress, or can be asked again.
+    pub(super) fn progressed(&mut self, key: PeerKey, now_ms: u64) {
+        let Some(peer) = self.peers.get_mut(&key) else { return };
+        (peer.progress_ms, peer.rejects) = (now_ms, 0);
+        if peer.late_since_ms.take().is_some() {
+            self.schedule.set_late(peer.member, false);
+        }
+    }
+
+    /// Takes back what late peers owe and somebody else has. What nobody else has stays asked for,
+    /// so that it comes as soon as the parent goes on.
+    fn steal(&mut self, now_ms: u64) {
+        let late = self.peers.iter().filter(|(_, peer)| peer.late_since_ms.is_some());
+        let late: Vec<PeerKey> = late.map(|(key, _)| *key).collect();
+        for key in late {
+            let Some(peer) = self.peers.get(&key) else { continue };
+            let ranges = peer.cancellable(|range| self.has_other_source(range, key, now_ms));
+            ranges.into_iter().for_each(|range| self.take_back(key, range));
+        }
+        if self.schedule.any_overdue() {
+            self.relieve(now_ms);
+        }
+    }
+
+    /// Takes overdue pieces back from parents that are too slow for them, but for what they will
+    /// send within the patience.
+    fn relieve(&mut self, now_ms: u64) {
+        let patience_ms = self.meter.patience_ms(&self.content.geometry);
+        let mut overdue = vec![];
+        for (key, peer) in &self.peers {
+            if peer.late_since_ms.is_some() || peer.remaining_ms(now_ms) <= patience_ms {
+                continue;
+            }
+            let mut keeps = peer.window.bytes_per_s() * patience_ms / 1000;
+            let ranges = peer.cancellable(|range| self.schedule.is_overdue(range.piece));
+            for range in ranges {
+                if keeps >= u64::from(range.len) {
+                    keeps -= u64::from(range.len);
+                } else if self.has_other_source(&range, *key, now_ms) {
+                    overdue.push((*key, range));
+                }
+            }
+        }
+        overdue.into_iter().for_each(|(key, range)| self.take_back(key, range));
+    }
+
+    fn has_other_source(&self, range: &BlockRange, key: PeerKey, now_ms: u64) -> bool {
+        self.peers.iter().any(|(other, peer)| {
+            *other != key
+                && peer.can_ask(now_ms)
+                && peer.link.have().has(range.piece)
+                && self.is_mesh(peer)
+        })
+    }
+
+    /// Takes `range` back from a peer; its blocks are asked for elsewhere.
+    pub(super) fn take_back(&mut self, key: PeerKey, range: BlockRange) {
+        if self.peers.get_mut(&key).is_some_and(|peer| peer.link.cancel(range)) {
+            self.ready.insert(key);
+            self.release(range);
+        }
+    }
+
+    pub(super) fn release(&mut self, range: BlockRange) {
+        if let Some(download) = &mut self.content.download {
+            download.release(range);
+            self.schedule.released(range.piece);
+            self.kick = true;
+        }
+    }
+
+    /// Near the end: asks an idle peer for what the slowest one still owes.
+    pub(super) fn help_end(&mut self, key: PeerKey, now_ms: u64) {
+        let Some(download) = &mut self.content.download else { return };
+        if !download.is_all_assigned() || self.doubled.len() >= DOUBLED_MAX {
+            return;
+        }
+        let Some(helper) = self.peers.get(&key) else { return };
+        if helper.link.in_flight() > 0 || !helper.can_ask(now_ms) || !self.is_mesh(helper) {
+            return;
+        }
+        let enough_ms = self.meter.patience_ms(&self.content.geometry) / 2;
+        let others = self.peers.iter().filter(|(other, _)| **other != key);
+        let slowest = others.map(|(other, peer)| (peer.remaining_ms(now_ms), *other)).max();
+        let Some((_, slow)) = slowest.filter(|(remaining_ms, _)| *remaining_ms > enough_ms) else {
+            return;
+        };
+        let Some(download) = &self.content.download else { return };
+        let mut ranges = self.peers[&slow].cancellable(|range| {
+            helper.link.have().has(range.piece)
+                && !download.hashes().lacks_leaves(range.piece)
+                && download.hashes().proves_piece(range.piece)
+                && !self.doubled.iter().any(|doubled| doubled.range == *range)
+        });
+        // The last ones: the first are the next to come anyway.
+        let window = helper.window.bytes() / 2;
+        let mut bytes = 0;
+        ranges.reverse();
+        ranges.truncate(DOUBLED_MAX - self.doubled.len());
+        let Some(helper) = self.peers.get_mut(&key) else { return };
+        for range in ranges {
+            bytes += u64::from(range.len);
+            if bytes > window || !helper.link.can_request() {
+                break;
+            }
+            if !helper.owes() {
+                helper.progress_ms = now_ms;
+            }
+            helper.link.request_again(range, now_ms);
+            self.doubled.push(Doubled { range, peers: [slow, key] });
+        }
+        self.ready.insert(key);
+    }
+
+    /// Takes back what was asked for twice and is here.
+    pub(super) fn settle_doubled(&mut self) {
+        let Self { doubled, content, peers, ready, .. } = self;
+        doubled.retain(|doubled| {
+            let here = content.has_range(&doubled.range);
+            for key in doubled.peers.iter().filter(|_| here) {
+                if peers.get_mut(key).is_some_and(|peer| peer.link.cancel(doubled.range)) {
+                    ready.insert(*key);
+                }
+            }
+            !here
+        });
+    }
+}

@@ -1,0 +1,159 @@
+//! What goes out to one peer, pulled by the caller: announcements, hashes, then data.
+
+use super::super::download::PeerKey;
+use super::super::geometry::BLOCK_BYTES;
+use super::super::peer_wire::{BlockRange, HashRange, Message, PIECE_HEADER_BYTES};
+use super::content::Answer;
+use super::peer::Peer;
+use super::{Pull, Swarm};
+
+/// Announcements that are queued at a time.
+const ANNOUNCED_AT_ONCE: usize = 256;
+
+impl Swarm {
+    /// The peers for which [`Swarm::next`] may have something, in the order of their keys. Pull
+    /// from each until it answers `None` and appends nothing; one whose output is full is to be
+    /// pulled from again when it has room.
+    pub fn take_ready(&mut self) -> Vec<PeerKey> {
+        std::mem::take(&mut self.ready).into_iter().collect()
+    }
+
+    /// Whether [`Swarm::next`] may have something for this peer.
+    pub fn has_output(&self, key: PeerKey) -> bool {
+        self.peers.get(&key).is_some_and(|peer| peer.has_output(self.gained.len()))
+    }
+
+    /// Appends what can be sent now to `out`, which takes at most about `room` further bytes, and
+    /// says what file bytes or leaves follow, as [`Seeder::next`](super::super::seeder::Seeder::next)
+    /// does. Data may be of blocks whose [`Action::Write`](super::Action::Write) is not confirmed.
+    pub fn next(
+        &mut self,
+        key: PeerKey,
+        room: usize,
+        out: &mut Vec<u8>,
+        now_ms: u64,
+    ) -> Option<Pull> {
+        let peer = self.peers.get_mut(&key)?;
+        if peer.awaiting.is_some() {
+            return None;
+        }
+        let start = out.len();
+        while !peer.uploads.is_mid_request() {
+            announce(peer, &self.gained);
+            peer.link.take_output(out, now_ms);
+            if out.len() - start >= room {
+                return None;
+            }
+            if peer.announced < self.gained.len() {
+                continue;
+            }
+            let Some(range) = peer.uploads.next_hashes() else { break };
+            match self.content.answer(&range) {
+                Answer::Known(bytes) => peer.link.send(Message::Hashes(range, &bytes)),
+                Answer::Read { first, count } => {
+                    peer.awaiting = Some(range);
+                    return Some(Pull::Leaves { first, count });
+                }
+                Answer::Later | Answer::Never => peer.link.send(Message::HashReject(range)),
+            }
+        }
+        if peer.uploads.is_empty() {
+            return None;
+        }
+        let left = room.saturating_sub(out.len() - start + PIECE_HEADER_BYTES);
+        let mut len_max = u32::try_from(left).unwrap_or(u32::MAX);
+        if let Some(limit) = &mut self.up {
+            let available = limit.available(now_ms);
+            if available < u64::from(BLOCK_BYTES) {
+                self.is_throttled = true;
+                return None;
+            }
+            len_max = len_max.min(u32::try_from(available).unwrap_or(u32::MAX));
+        }
+        let chunk = peer.uploads.next_chunk(len_max)?;
+        if let Some(range) = chunk.starts {
+            peer.link.send(Message::Piece(range));
+            peer.link.take_output(out, now_ms);
+        }
+        self.up.iter_mut().for_each(|limit| limit.take(u64::from(chunk.len)));
+        self.up_bytes += u64::from(chunk.len);
+        self.report.up_bytes += u64::from(chunk.len);
+        let offset = self.content.geometry.piece_offset(chunk.piece) + u64::from(chunk.begin);
+        Some(Pull::Data { offset, len: chunk.len })
+    }
+
+    /// The leaves that the last [`Pull::Leaves`] for this peer asked for, 32 bytes each, or `None`
+    /// if they could not be read. The answer goes to `out`.
+    pub fn leaves(&mut self, key: PeerKey, leaves: Option<&[u8]>, out: &mut Vec<u8>, now_ms: u64) {
+        let Some(peer) = self.peers.get_mut(&key) else { return };
+        let Some(range) = peer.awaiting.take() else { return };
+        match leaves.and_then(|leaves| self.content.with_uncles(&range, leaves)) {
+            Some(bytes) => peer.link.send(Message::Hashes(range, &bytes)),
+            None => peer.link.send(Message::HashReject(range)),
+        }
+        peer.link.take_output(out, now_ms);
+        self.ready.insert(key);
+    }
+
+    /// A peer asked for `range`, which lies in the file.
+    pub(super) fn requested(&mut self, key: PeerKey, range: BlockRange) {
+        let Some(peer) = self.peers.get_mut(&key) else { return };
+        let taken = if self.content.has_range(&range) {
+            peer.uploads.push(range)
+        } else {
+            peer.takes.takes(range.piece) && peer.uploads.wait(range)
+        };
+        if !taken {
+            peer.link.send(Message::Reject(range));
+        }
+        self.ready.insert(key);
+    }
+
+    /// A peer asked for hashes.
+    pub(super) fn hashes_requested(&mut self, key: PeerKey, range: HashRange) {
+        let Some(peer) = self.peers.get_mut(&key) else { return };
+        let taken = match self.content.is_later(&range) {
+            _ if range.root != self.content.root => false,
+            false => peer.uploads.push_hashes(range),
+            true => peer.takes.mask != 0 && peer.uploads.wait_hashes(range),
+        };
+        if !taken {
+            peer.link.send(Message::HashReject(range));
+        }
+        self.ready.insert(key);
+    }
+
+    /// Requests for hashes that became known are ready.
+    pub(super) fn serve_hashes(&mut self) {
+        for (key, peer) in &mut self.peers {
+            if peer.uploads.hashes_here(|range| !self.content.is_later(range)) {
+                self.ready.insert(*key);
+            }
+        }
+    }
+
+    /// Requests that a proved block completes are ready, and so is the news of its piece.
+    pub(super) fn serve_block(&mut self, block: u32, is_piece: bool) {
+        let geometry = self.content.geometry;
+        let piece = geometry.piece_of(block);
+        let begin = (block - geometry.blocks_of(piece).start) * BLOCK_BYTES;
+        for (key, peer) in &mut self.peers {
+            if peer.uploads.block_here(piece, begin, |range| self.content.has_range(range))
+                || is_piece
+            {
+                self.ready.insert(*key);
+            }
+        }
+    }
+}
+
+/// Queues announcements of pieces that the peer does not have.
+fn announce(peer: &mut Peer, gained: &[u32]) {
+    let news = &gained[peer.announced..gained.len().min(peer.announced + ANNOUNCED_AT_ONCE)];
+    peer.announced += news.len();
+    for piece in news {
+        if !peer.link.have().has(*piece) {
+            peer.link.send(Message::Have(*piece));
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! Whole swarms over a small network in virtual time. Everything is decided by seeds that the
+//! assertions print.
+
+mod faults;
+mod fuzz;
+mod net;
+mod runs;

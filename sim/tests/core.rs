@@ -1,0 +1,143 @@
+//! The shipping swarm and coordinator on the modelled network: small fleets, every block hashed.
+
+use skein_filemesh::core::planner::Gear;
+use skein_sim::bound::bound;
+use skein_sim::inventory::Inventory;
+use skein_sim::mesh::{Content, Costs, MeshOutcome, run};
+use skein_sim::outcome::HostEnd;
+use skein_sim::queue::{Nanos, SECOND};
+use skein_sim::random::Random;
+use skein_sim::scenario::Fault;
+use skein_sim::topology::{HostId, Topology};
+use skein_sim::world::World;
+
+const MIB: u64 = 1 << 20;
+
+struct Run {
+    topology: Topology,
+    run: MeshOutcome,
+    bound: Nanos,
+    source_copies: f64,
+    border_copies: Option<f64>,
+}
+
+impl Run {
+    fn last(&self) -> f64 {
+        let times = self.topology.targets().filter_map(|host| self.run.outcome.finished_at(host));
+        times.max().unwrap_or_default() as f64 / self.bound as f64
+    }
+
+    fn having(&self, end: HostEnd) -> Vec<&str> {
+        let name = |host: HostId| self.topology.hosts[host as usize].name.as_str();
+        let ends = &self.run.outcome.ends;
+        self.topology.targets().filter(|host| ends[*host as usize] == end).map(name).collect()
+    }
+
+    fn is_whole(&self) -> bool {
+        let not_finished = [HostEnd::Unfinished, HostEnd::Killed];
+        not_finished.iter().all(|end| self.having(*end).is_empty())
+    }
+}
+
+fn fleet(hosts: u32, rate: &str) -> String {
+    format!(
+        "[[host]]\nname='s'\nrate='{rate}'\n\
+         [[host]]\nname='h{{}}'\ncount={hosts}\nrate='{rate}'\n"
+    )
+}
+
+fn simulate(fleet: &str, size: u64, piece: u32, scale: u32, faults: &[&str], seed: u64) -> Run {
+    let topology = Topology::new(&Inventory::parse(fleet).unwrap()).unwrap();
+    let targets: Vec<_> = topology.targets().collect();
+    let bound = bound(&topology, &targets, size, piece).fluid;
+    let mut random = Random::new(seed);
+    let plan = |line: &&str| {
+        let fault: Fault = line.parse().unwrap();
+        fault.plan(&topology, bound, &mut random).unwrap()
+    };
+    let faults = faults.iter().map(plan).collect();
+    let content = Content::new(size, piece, scale, seed).unwrap();
+    let mut world = World::new(topology.clone(), faults, 0, SECOND, seed);
+    let run = run(&mut world, &content, Gear::Planned, Costs::default(), seed, 600 * SECOND);
+    assert_eq!(run.false_writes, 0, "seed {seed}: a host wrote what is not the file");
+    let copies = |link: u32| world.network.carried(link) as f64 / size as f64;
+    let border = (!topology.regions.is_empty()).then(|| world.wiring.region(0)[1]).flatten();
+    Run {
+        source_copies: copies(world.wiring.host(topology.source)[0]),
+        border_copies: border.map(copies),
+        topology,
+        run,
+        bound,
+    }
+}
+
+#[test]
+fn sixteen_hosts_have_the_file_near_the_bound() {
+    let run = simulate(&fleet(16, "20Mbit"), 8 * MIB, 65_536, 1, &[], 1);
+    assert!(run.is_whole());
+    assert!(run.last() < 1.3 && run.source_copies < 1.2, "{} {}", run.last(), run.source_copies);
+}
+
+#[test]
+fn equal_seeds_give_equal_runs() {
+    let of = |seed| {
+        let faults = ["kill share=20% at=30% until=60%", "slow host=h3 to=25% at=0s"];
+        simulate(&fleet(12, "20Mbit"), 4 * MIB, 65_536, 1, &faults, seed)
+    };
+    let (first, again, other) = (of(7), of(7), of(8));
+    assert_eq!(first.run, again.run);
+    assert_ne!(first.run.outcome.ends, other.run.outcome.ends, "the seed changes nothing");
+}
+
+#[test]
+fn the_killed_come_back_and_the_others_go_on() {
+    for seed in 1..4 {
+        let faults = ["kill share=20% at=40% until=70%"];
+        let run = simulate(&fleet(20, "20Mbit"), 4 * MIB, 65_536, 1, &faults, seed);
+        assert!(run.is_whole(), "seed {seed}: {:?}", run.having(HostEnd::Unfinished));
+        let run =
+            simulate(&fleet(20, "20Mbit"), 4 * MIB, 65_536, 1, &["kill host=h7 at=50%"], seed);
+        assert_eq!(run.having(HostEnd::Killed), ["h7"]);
+        assert!(run.having(HostEnd::Unfinished).is_empty(), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_liar_is_refused_and_everybody_finishes() {
+    for seed in 1..4 {
+        let faults = ["corrupt host=h2 at=0s"];
+        let run = simulate(&fleet(12, "20Mbit"), 4 * MIB, 65_536, 1, &faults, seed);
+        assert!(run.is_whole(), "seed {seed}: {:?}", run.having(HostEnd::Unfinished));
+        assert!(run.run.outcome.refused_blocks > 0, "seed {seed}: it sent nothing");
+    }
+}
+
+#[test]
+fn without_its_source_a_transfer_ends_and_says_so() {
+    let run = simulate(&fleet(6, "20Mbit"), 4 * MIB, 65_536, 1, &["kill source at=20%"], 1);
+    assert_eq!(run.having(HostEnd::Unfinished).len(), 6);
+    assert!(run.run.outcome.ended_at < 60 * SECOND, "it was given up, not forgotten");
+}
+
+#[test]
+fn a_thin_border_is_crossed_about_once() {
+    let fleet = "[[region]]\nname='far'\nrate='20Mbit'\nlatency='5ms'\n\
+                 [[host]]\nname='s'\nrate='100Mbit'\n\
+                 [[host]]\nname='near{}'\ncount=6\nrate='100Mbit'\n\
+                 [[host]]\nname='far{}'\ncount=6\nrate='100Mbit'\nregion='far'\n";
+    let run = simulate(fleet, 8 * MIB, 65_536, 1, &[], 1);
+    assert!(run.is_whole());
+    let copies = run.border_copies.unwrap();
+    assert!(copies < 1.5, "{copies} copies, {} of the bound", run.last());
+}
+
+#[test]
+fn a_scaled_file_takes_about_as_long() {
+    let of = |scale| {
+        let run = simulate(&fleet(16, "200Mbit"), 64 * MIB, 1 << 20, scale, &[], 1);
+        assert!(run.is_whole());
+        run.last()
+    };
+    let (real, scaled) = (of(1), of(16));
+    assert!((scaled / real - 1.0).abs() < 0.15, "{real} {scaled}");
+}
