@@ -22,7 +22,10 @@ const ARROWS: [(&str, &[&str]); 6] = [
 /// What code without I/O may use from outside.
 const CORE_MAY_USE: [(&str, &[&str]); 2] = [
     ("wire", &["bytes", "crc32c", "lz4_flex", "prost", "ring", "thiserror", "zstd"]),
-    ("filemesh", &["bytes", "crc32c", "ring", "thiserror", "libc", "skein-wire"]),
+    (
+        "filemesh",
+        &["aligned-vec", "bytes", "crc32c", "libc", "regex", "ring", "skein-wire", "thiserror"],
+    ),
 ];
 
 /// The agent stays small: it never links these.
