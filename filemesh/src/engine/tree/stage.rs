@@ -305,6 +305,10 @@ impl TreeStage {
         let padding = if self.is_new { Padding::Proved } else { Padding::Claimed };
         let first = listing_bytes.div_ceil(u64::from(BLOCK_BYTES)) as u32;
         let mut data = vec![];
+        // What the last block of the listing holds behind it.
+        let border = self.geometry.block_offset(first).min(self.geometry.size_bytes());
+        self.stream.append_at(listing_bytes, (border - listing_bytes) as usize, &mut data)?;
+        writer.write(listing_bytes, &data, &self.written, padding)?;
         for blocks in self.written.ranges().filter(|blocks| blocks.end > first) {
             let bytes = self.geometry.bytes_of(blocks.start.max(first)..blocks.end);
             let mut at = bytes.start;
