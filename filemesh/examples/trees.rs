@@ -1,7 +1,8 @@
 //! Seconds that many small files take, beside `tar` on the same disk: medians of interleaved rounds.
 //!
-//! `cargo run -p skein-filemesh --example trees [FILES] [DIRECTORY] [ROUNDS]` (20,000 files of
-//! 4 KiB in 200 directories, the temporary directory, 5). One process, no network: blocks go from a
+//! `cargo run -p skein-filemesh --example trees [FILES] [DIRECTORY] [ROUNDS] [PARTS]` (20,000 files
+//! of 4 KiB in 200 directories, the temporary directory, 5, all 6 parts; 4 leave out the flushes,
+//! which wait for everybody's writes). One process, no network: blocks go from a
 //! tree in memory into a staged tree, in steps of 256 KiB. «flush» is one syncfs before the rename,
 //! for tar `sync -f` behind it. CPU is that of this process and its children, without the kernel's
 //! own threads.
@@ -29,7 +30,7 @@ type Failure = Box<dyn std::error::Error>;
 type Part = (&'static str, fn(&Sample) -> Result<(), Failure>);
 
 const PARTS: [Part; 6] = [
-    ("scan", |sample| Ok(drop(scan(&sample.source, &ScanRules::default())?))),
+    ("scan", Sample::scan),
     ("scan and hash", |sample| sample.hash().map(drop)),
     ("receive", |sample| sample.receive(Flush::Later)),
     ("tar x", |sample| sample.tar(false)),
@@ -42,30 +43,34 @@ fn main() -> Result<(), Failure> {
     let files: usize = args.next().map_or(Ok(20_000), |text| text.parse())?;
     let base = args.next().map_or_else(std::env::temp_dir, Into::into).join("skein-trees");
     let rounds: usize = args.next().map_or(Ok(5), |text| text.parse())?;
+    let parts: usize = args.next().map_or(Ok(PARTS.len()), |text| text.parse())?;
     fs::create_dir_all(&base)?;
-    let result = measure(&base, files, rounds.max(1));
+    let parts = &PARTS[..parts.min(PARTS.len())];
+    let result = measure(&base, files, rounds.max(1), parts);
     fs::remove_dir_all(&base)?;
     result
 }
 
-fn measure(base: &Path, files: usize, rounds: usize) -> Result<(), Failure> {
+fn measure(base: &Path, files: usize, rounds: usize, parts: &[Part]) -> Result<(), Failure> {
     let sample = Sample::new(base, files)?;
-    let mut all = vec![vec![]; PARTS.len()];
+    let mut all = vec![vec![]; parts.len()];
     for _ in 0..rounds {
-        for ((_, part), seconds) in PARTS.iter().zip(&mut all) {
+        for ((_, part), seconds) in parts.iter().zip(&mut all) {
             let (start, cpu) = (Instant::now(), cpu_seconds());
             part(&sample)?;
             seconds.push((start.elapsed().as_secs_f64(), cpu_seconds() - cpu));
             // What a part left is not in the next one's time.
             let _ = fs::remove_dir_all(base.join("target"));
             fs::create_dir(base.join("target"))?;
-            Command::new("sync").arg("-f").arg(base).status()?;
+            if parts.len() == PARTS.len() {
+                Command::new("sync").arg("-f").arg(base).status()?;
+            }
         }
     }
     let load = fs::read_to_string("/proc/loadavg")?;
     println!("{files} files of {FILE_BYTES} B in {}, medians of {rounds}", base.display());
     println!("load {}", load.trim());
-    for ((name, _), mut seconds) in PARTS.iter().zip(all) {
+    for ((name, _), mut seconds) in parts.iter().zip(all) {
         seconds.sort_by(|one, other| one.0.total_cmp(&other.0));
         let (low, high) = (seconds[0].0, seconds[rounds - 1].0);
         let (wall, cpu) = seconds[rounds / 2];
@@ -121,9 +126,12 @@ impl Sample {
         let len = tree.layout().stream_bytes() as usize;
         TreeReader::new(tree.clone()).append_at(0, len, &mut stream)?;
         let manifest = hash(base, &tree)?;
-        // So that the first round is as the others.
-        Command::new("sync").arg("-f").arg(base).status()?;
         Ok(Self { base: base.to_path_buf(), source, manifest, stream })
+    }
+
+    fn scan(&self) -> Result<(), Failure> {
+        scan(&self.source, &ScanRules::default())?;
+        Ok(())
     }
 
     fn hash(&self) -> Result<Manifest, Failure> {

@@ -3,6 +3,7 @@
 
 mod tree_world;
 
+use skein_filemesh::core::geometry::Geometry;
 use skein_filemesh::core::tree::listing::Kind;
 use skein_filemesh::engine::tree::{
     Existing, Filter, Links, Pattern, ScanRules, Specials, TreeReader, TreeSource, TreeStage,
@@ -122,7 +123,9 @@ fn holes_travel_and_land_as_holes() {
 fn an_empty_tree_and_one_of_a_single_byte_arrive() {
     for content in [None, Some("x")] {
         let world = World::on_disk();
-        content.map(|content| fs::write(world.source().join("f"), content).unwrap());
+        if let Some(content) = content {
+            fs::write(world.source().join("f"), content).unwrap();
+        }
         let sent = world.send();
         let mut stage = world.stage("t", &sent, Existing::Refuse).unwrap();
         sent.give(&mut stage, 0..sent.manifest.geometry.block_count()).unwrap();
@@ -266,7 +269,8 @@ fn a_merge_replaces_files_and_keeps_the_rest() {
 
 #[test]
 fn a_merge_is_refused_before_anything_moved() {
-    let in_the_way: [(&str, fn(&World)); 3] = [
+    type Block = fn(&World);
+    let in_the_way: [(&str, Block); 3] = [
         ("a symbolic link", |world| {
             symlink(world.path("outside"), world.target("t/deep")).unwrap();
         }),
@@ -382,6 +386,13 @@ fn a_stream_that_is_no_tree_is_refused() {
     let mut stage = world.stage("t", &sent, Existing::Refuse).unwrap();
     sent.give(&mut stage, 0..3).unwrap();
     assert!(matches!(stage.finish(), Err(FileError::Incomplete { block: 3, .. })));
+    // No tree is as short as this.
+    let mut short = world.send();
+    short.manifest.geometry = Geometry::new(27, 65_536).unwrap();
+    let refused = world.stage("t", &short, Existing::Refuse);
+    assert!(matches!(refused, Err(FileError::Listing { .. })));
+    assert_eq!(world.names_in("target"), [""; 0]);
+    assert_eq!(world.names_in("state"), [""; 0]);
 }
 
 #[test]

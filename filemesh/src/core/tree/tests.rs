@@ -7,6 +7,7 @@ use crate::core::geometry::BLOCK_BYTES;
 use crate::core::name::NameError;
 use proptest::prelude::*;
 use std::ops::Range;
+use std::slice::from_ref;
 
 const META: Meta = Meta { mode: 0o644, owner: 0, mtime_ns: -7 };
 
@@ -67,8 +68,8 @@ fn hostile_entries_are_refused_and_leave_nothing() {
     let overlap = [0..10, 10..20];
     let wraps = [1..u64::MAX, 0..u64::MAX];
     let beyond = [0..5, 90..101];
-    let dense = [0..100];
-    let empty = [7..7];
+    let dense = 0..100;
+    let empty = 7..7;
     let sparse = |extents| Kind::Sparse { size_bytes: 100, extents };
     let cases: [(u8, &[u8], Meta, Kind<'_>, ListingError); 20] = [
         (0, b"", META, Kind::Directory, ListingError::Root),
@@ -87,8 +88,8 @@ fn hostile_entries_are_refused_and_leave_nothing() {
         (1, b"x", META, sparse(&overlap), ListingError::Extents(2)),
         (1, b"x", META, sparse(&wraps), ListingError::Extents(2)),
         (1, b"x", META, sparse(&beyond), ListingError::Extents(2)),
-        (1, b"x", META, sparse(&dense), ListingError::Extents(2)),
-        (1, b"x", META, sparse(&empty), ListingError::Extents(2)),
+        (1, b"x", META, sparse(from_ref(&dense)), ListingError::Extents(2)),
+        (1, b"x", META, sparse(from_ref(&empty)), ListingError::Extents(2)),
         (1, b"x", META, Kind::Symlink(&long_target), ListingError::Target(2)),
         (1, b"x", META, Kind::HardLink(0), ListingError::HardLink(2)),
     ];
@@ -217,7 +218,7 @@ fn any_listing() -> impl Strategy<Value = Listing> {
 fn data_of(kind: Kind<'_>) -> Vec<Range<u64>> {
     match kind {
         Kind::File { size_bytes: 0 } => vec![],
-        Kind::File { size_bytes } => vec![0..size_bytes],
+        Kind::File { size_bytes } => std::iter::once(0..size_bytes).collect(),
         Kind::Sparse { extents, .. } => extents.to_vec(),
         _ => vec![],
     }

@@ -168,7 +168,8 @@ mod tests {
 
     #[test]
     fn globs_are_read_as_shells_read_them() {
-        let cases: [(&str, &[&[u8]], &[&[u8]]); 11] = [
+        type Paths = &'static [&'static [u8]];
+        let cases: [(&str, Paths, Paths); 11] = [
             ("*.log", &[b"a.log", b"x/y/a.log", b"x\ny.log", b"\xff.log"], &[b"a.log2", b"log"]),
             ("a/*.c", &[b"a/x.c"], &[b"b/a/x.c", b"a/b/x.c", b"x.c"]),
             ("/top", &[b"top"], &[b"a/top"]),

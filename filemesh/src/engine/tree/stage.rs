@@ -136,8 +136,13 @@ impl TreeStage {
             options,
             writer: None,
         };
-        stage.learn_listing()?;
-        Ok(stage)
+        match stage.learn_listing() {
+            Err(error) if stage.is_new => {
+                let _ = stage.abandon(); // the first error tells more
+                Err(error)
+            }
+            result => result.map(|()| stage),
+        }
     }
 
     /// Makes what a staged directory has; true if its stream was there already.
