@@ -23,8 +23,11 @@ const ARROWS: [(&str, &[&str]); 7] = [
 /// What code without I/O may use from outside.
 const CORE_MAY_USE: [(&str, &[&str]); 2] = [
     ("wire", &["bytes", "crc32c", "lz4_flex", "prost", "ring", "thiserror", "zstd"]),
-    // Its file engine needs aligned memory for direct writes.
-    ("filemesh", &["aligned-vec", "bytes", "crc32c", "ring", "thiserror", "libc", "skein-wire"]),
+    // The file engine needs aligned memory for direct writes and patterns for what a tree takes.
+    (
+        "filemesh",
+        &["aligned-vec", "bytes", "crc32c", "libc", "regex", "ring", "skein-wire", "thiserror"],
+    ),
 ];
 
 /// The agent stays small: it never links these.

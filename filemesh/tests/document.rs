@@ -13,6 +13,12 @@ use skein_filemesh::core::peer_wire::{
 };
 use skein_filemesh::core::plan::{NEIGHBOURS_MAX, STRIPES_MAX};
 use skein_filemesh::core::planner::{INLINE_BYTES_MAX, PlannerSettings};
+use skein_filemesh::core::tree::codec::encode;
+use skein_filemesh::core::tree::layout::LARGE_BYTES;
+use skein_filemesh::core::tree::listing::{
+    DEPTH_MAX, ENTRIES_MAX, EXTENTS_MAX, Kind, LISTING_BYTES_MAX, ListingBuilder, Meta, OWNERS_MAX,
+    OwnerNames, PATH_BYTES_MAX,
+};
 use skein_filemesh::core::upload::HASH_QUEUE_MAX;
 
 const DOCUMENT: &str = include_str!("../../docs/filemesh.md");
@@ -39,6 +45,13 @@ fn the_document_states_the_limits() {
         ("STRIPES_MAX", STRIPES_MAX.into()),
         ("NEIGHBOURS_MAX", NEIGHBOURS_MAX as u64),
         ("INLINE_BYTES_MAX", INLINE_BYTES_MAX),
+        ("ENTRIES_MAX", ENTRIES_MAX.into()),
+        ("EXTENTS_MAX", EXTENTS_MAX.into()),
+        ("DEPTH_MAX", DEPTH_MAX.into()),
+        ("PATH_BYTES_MAX", PATH_BYTES_MAX as u64),
+        ("OWNERS_MAX", OWNERS_MAX.into()),
+        ("LISTING_BYTES_MAX", LISTING_BYTES_MAX.into()),
+        ("LARGE_BYTES", LARGE_BYTES),
     ];
     for (name, value) in limits {
         assert!(DOCUMENT.contains(&format!("| `{name}` | {value} |")), "{name} is {value}");
@@ -129,4 +142,47 @@ fn messages_are_as_the_tables_say() {
     let shake = Handshake::new([1; 20], [2; 20]).encode();
     assert_eq!(shake[..28], *b"\x13BitTorrent protocol\0\0\0\0\0\x10\0\x14");
     assert_eq!(shake[28..], [[1; 20], [2; 20]].concat());
+}
+
+/// A listing's bytes, made by hand from the tables.
+#[test]
+fn a_listing_is_as_the_tables_say() {
+    let mut builder = ListingBuilder::default();
+    let owner = OwnerNames { user: b"www".to_vec(), group: vec![] };
+    let owner = builder.push_owner(owner).unwrap();
+    let meta = Meta { mode: 0o755, owner, mtime_ns: -2 };
+    let extents = [1..3, 5..6];
+    for (depth, name, kind) in [
+        (0, &b""[..], Kind::Directory),
+        (1, b"d", Kind::Directory),
+        (2, b"f", Kind::File { size_bytes: 258 }),
+        (2, b"h", Kind::HardLink(2)),
+        (1, b"l", Kind::Symlink(b"x")),
+        (1, b"s", Kind::Sparse { size_bytes: 9, extents: &extents }),
+    ] {
+        builder.push(depth, name, meta, kind).unwrap();
+    }
+    let bytes = encode(&builder.finish().unwrap());
+    let entry = |kind: u8, depth: u8, name: &[u8], more: &[u8]| {
+        let fixed = [0x01, 0xed, 0, 1, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xfe];
+        [&[kind, depth][..], &fixed, &[name.len() as u8], name, more].concat()
+    };
+    let long = |number: u8| [0, 0, 0, 0, 0, 0, 0, number];
+    let extents = [long(1), long(2), long(5), long(1)].concat();
+    let body = [
+        &b"\x03www\0"[..],
+        &entry(1, 0, b"", &[]),
+        &entry(1, 1, b"d", &[]),
+        &entry(2, 2, b"f", &[0, 0, 0, 0, 0, 0, 1, 2]),
+        &entry(5, 2, b"h", &[0, 0, 0, 2]),
+        &entry(4, 1, b"l", &[0, 1, b'x']),
+        &entry(3, 1, b"s", &[&long(9)[..], &[0, 0, 0, 2], &extents].concat()),
+    ]
+    .concat();
+    assert_eq!(bytes[..8], *b"SKNTREE\0");
+    assert_eq!(bytes[8..16], [0, 0, 0, 1, 0, 0, 0, 6]);
+    assert_eq!(bytes[16..20], (28 + body.len() as u32).to_be_bytes());
+    assert_eq!(bytes[20..24], [0, 1, 0, 0]);
+    assert_eq!(bytes[24..28], crc32c::crc32c(&body).to_be_bytes());
+    assert_eq!(bytes[28..], body);
 }

@@ -16,6 +16,9 @@ use skein_filemesh::core::merkle::{Hash, TreeBuilder, leaf};
 use skein_filemesh::core::peer_wire::{Handshake, MESSAGE_BYTES_MAX};
 use skein_filemesh::core::piece_tree::PieceTree;
 use skein_filemesh::core::seeder::{Pull, Seeder};
+use skein_filemesh::core::tree::codec;
+use skein_filemesh::core::tree::layout::{Layout, Part};
+use skein_filemesh::core::tree::listing::{ENTRIES_MAX, Kind, PATH_BYTES_MAX};
 use skein_filemesh::engine::{LeafFile, PartialFile, TargetDir};
 use skein_wire::ids::TransferId;
 use skein_wire::prost::Message;
@@ -218,6 +221,38 @@ pub fn mesh_sidecar(input: &[u8]) {
         assert_eq!(download.next_check(), None, "claims wait for their hashes");
         assert_eq!(download.progress().written_bytes, 0);
     }
+}
+
+/// A tree's listing as a hostile source signs it. The length and the checksum are made right.
+pub fn mesh_tree(input: &[u8]) {
+    const HEADER: usize = codec::HEADER_BYTES;
+    let mut bytes = input.to_vec();
+    if bytes.len() >= HEADER {
+        let (len, sum) = (bytes.len() as u32, crc32c(&bytes[HEADER..]));
+        bytes[16..20].copy_from_slice(&len.to_be_bytes());
+        bytes[24..28].copy_from_slice(&sum.to_be_bytes());
+    }
+    let Ok(listing) = codec::decode(&bytes) else { return };
+    assert_eq!(codec::encode(&listing), bytes, "a listing has one encoding");
+    assert!(listing.len() <= ENTRIES_MAX && listing.kind(0) == Kind::Directory);
+    for entry in 1..listing.len() {
+        let (parent, path) = (listing.parent(entry), listing.path(entry));
+        assert!(parent < entry && listing.kind(parent) == Kind::Directory);
+        assert!(path.len() <= PATH_BYTES_MAX && !path.contains(&0));
+        for name in path.split(|byte| *byte == b'/') {
+            assert!(!matches!(name, b"" | b"." | b".."), "{}", path.escape_ascii());
+        }
+    }
+    let Ok(layout) = Layout::new(&listing, bytes.len() as u64) else { return };
+    let mut at = 0;
+    for part in layout.parts(0..u64::MAX) {
+        if let Part::File { entry, offset, len } = part {
+            assert_eq!(layout.stream_offset_of(entry, offset), Some(at));
+            assert!(layout.stream_range_of(entry).end >= at + len);
+        }
+        at += part.len();
+    }
+    assert_eq!(at, layout.stream_bytes());
 }
 
 /// CRC-32C bit by bit: short inputs do not need the library.

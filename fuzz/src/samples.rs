@@ -11,6 +11,8 @@ use skein_filemesh::core::peer_wire::{
     BlockRange, HANDSHAKE_BYTES, Handshake, HashRange, Message as PeerMessage,
 };
 use skein_filemesh::core::seeder::{Pull, Seeder};
+use skein_filemesh::core::tree::codec;
+use skein_filemesh::core::tree::listing::{Kind, ListingBuilder, Meta, OwnerNames};
 use skein_wire::batch::{BatchBuilder, BatchHeader};
 use skein_wire::compress::{Codec, Compressor};
 use skein_wire::data::{
@@ -43,6 +45,7 @@ pub fn samples() -> Vec<Sample> {
     samples.extend(transcripts());
     samples.push(("mesh_manifest", "manifest", manifest()));
     samples.push(("mesh_sidecar", "leaves", leaves_sidecar()));
+    samples.push(("mesh_tree", "listing", tree_listing()));
     let log = checkpoint_log();
     samples.push(("data_checkpoint", "entries", log[16..].to_vec()));
     samples.push(("data_checkpoint", "log", log));
@@ -280,6 +283,29 @@ fn manifest() -> Vec<u8> {
         mtime_ms: 1_767_225_600_000,
     };
     info.encode_to_vec()
+}
+
+/// A listing with one of everything.
+fn tree_listing() -> Vec<u8> {
+    let mut builder = ListingBuilder::default();
+    let user = OwnerNames { user: b"www".to_vec(), group: b"adm".to_vec() };
+    let owner = builder.push_owner(user).expect("a small table");
+    let meta = Meta { mode: 0o644, owner, mtime_ns: 1_000_000_007 };
+    let extents = [65_536..131_072, 1 << 30..(1 << 30) + 1];
+    let entries: [(u8, &[u8], Kind<'_>); 8] = [
+        (0, b"", Kind::Directory),
+        (1, b"a", Kind::Directory),
+        (2, b"b\n", Kind::Directory),
+        (3, b"small", Kind::File { size_bytes: 100 }),
+        (2, b"\xff", Kind::Sparse { size_bytes: 1 << 31, extents: &extents }),
+        (1, b"large", Kind::File { size_bytes: 1 << 20 }),
+        (1, b"link", Kind::Symlink(b"../../etc")),
+        (1, b"other", Kind::HardLink(3)),
+    ];
+    for (depth, name, kind) in entries {
+        builder.push(depth, name, meta, kind).expect("a legal entry");
+    }
+    codec::encode(&builder.finish().expect("it has a root"))
 }
 
 /// A sidecar of two blocks in one piece; its body makes the checksums right.

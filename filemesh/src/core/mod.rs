@@ -1,8 +1,8 @@
 //! The part without I/O: what a file is, what is known of it, and how it moves between peers.
 //!
 //! Modules from the bottom up: [`geometry`] (pieces and blocks of a size), [`merkle`] (the tree of
-//! BEP 52), [`manifest`] (what identifies a file), [`bitfield`] and [`piece_map`] (what is here),
-//! [`peer_wire`] (messages), [`link`] (the protocol with one peer), [`hashes`] and [`download`]
+//! BEP 52), [`manifest`] (what identifies a file), [`tree`] (a directory as one file),
+//! [`bitfield`] and [`piece_map`] (what is here), [`peer_wire`] (messages), [`link`] (the protocol with one peer), [`hashes`] and [`download`]
 //! (what to fetch next and whether it is true), [`upload`] (what one peer asked for), and at the
 //! top [`leecher`] and [`seeder`], which join one link with a download or an upload. A swarm owns
 //! many links over one [`download::Download`]; nothing below `leecher` knows that there is only one.
@@ -32,6 +32,7 @@ pub mod plan;
 pub mod planner;
 pub mod seeder;
 pub mod swarm;
+pub mod tree;
 pub mod upload;
 
 #[cfg(test)]

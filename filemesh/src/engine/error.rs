@@ -2,6 +2,7 @@
 
 use crate::core::geometry::GeometryError;
 use crate::core::name::NameError;
+use crate::core::tree::listing::ListingError;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -54,7 +55,7 @@ pub enum FileError {
         why: &'static str,
     },
     /// Something that a push must not replace has the target's name.
-    #[error("{} is {what} and is not replaced by a file; choose another name", path.display())]
+    #[error("{} is {what} and is not replaced; choose another name", path.display())]
     Occupied {
         /// The target.
         path: PathBuf,
@@ -108,6 +109,30 @@ pub enum FileError {
     Cancelled {
         /// The source.
         path: PathBuf,
+    },
+    /// A tree's listing is refused.
+    #[error("tree {}: {source}", path.display())]
+    Listing {
+        /// The tree.
+        path: PathBuf,
+        /// The rule that it breaks.
+        source: ListingError,
+    },
+    /// Something in a source directory that the rules say to refuse.
+    #[error("{} is {what}; leave it out by a rule, or take it away", path.display())]
+    Refused {
+        /// Where.
+        path: PathBuf,
+        /// What it is.
+        what: &'static str,
+    },
+    /// A pattern of an include or exclude list that cannot be read.
+    #[error("pattern {pattern:?} is refused: {why}")]
+    Pattern {
+        /// As it was written.
+        pattern: String,
+        /// What is wrong with it.
+        why: String,
     },
     /// No such user or group on this host.
     #[error("there is no {kind} {name:?} on this host")]

@@ -32,6 +32,18 @@ impl FileStamp {
         }
     }
 
+    /// The stamp in what `stat` says.
+    pub(super) fn of_stat(stat: &libc::stat) -> Self {
+        let ns = |s: i64, ns: i64| s.saturating_mul(1_000_000_000).saturating_add(ns);
+        Self {
+            device: stat.st_dev,
+            inode: stat.st_ino,
+            size_bytes: stat.st_size.unsigned_abs(),
+            mtime_ns: ns(stat.st_mtime, stat.st_mtime_nsec),
+            ctime_ns: ns(stat.st_ctime, stat.st_ctime_nsec),
+        }
+    }
+
     /// Whether the content that `self` was taken of is still what `other` shows.
     pub fn same_content(&self, other: &Self) -> bool {
         Self { ctime_ns: 0, ..*self } == Self { ctime_ns: 0, ..*other }

@@ -11,11 +11,11 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::OpenOptionsExt;
 
-fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+pub(super) fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
-fn retry(mut call: impl FnMut() -> libc::c_int) -> io::Result<libc::c_int> {
+pub(super) fn retry(mut call: impl FnMut() -> libc::c_int) -> io::Result<libc::c_int> {
     loop {
         match check(call()) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -24,7 +24,7 @@ fn retry(mut call: impl FnMut() -> libc::c_int) -> io::Result<libc::c_int> {
     }
 }
 
-fn c_string(name: &[u8]) -> io::Result<CString> {
+pub(super) fn c_string(name: &[u8]) -> io::Result<CString> {
     CString::new(name).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
 }
 
@@ -128,10 +128,10 @@ pub fn try_lock(file: &File) -> io::Result<()> {
 }
 
 /// Gives `file` to `uid` and `gid`; `None` leaves either as it is.
-pub fn change_owner(file: &File, uid: Option<u32>, gid: Option<u32>) -> io::Result<()> {
+pub fn change_owner(file: impl AsFd, uid: Option<u32>, gid: Option<u32>) -> io::Result<()> {
     let (uid, gid) = (uid.unwrap_or(u32::MAX), gid.unwrap_or(u32::MAX));
     // SAFETY: the call takes no pointers.
-    check(unsafe { libc::fchown(file.as_raw_fd(), uid, gid) }).map(drop)
+    check(unsafe { libc::fchown(file.as_fd().as_raw_fd(), uid, gid) }).map(drop)
 }
 
 /// Sets the modification time of `file`, milliseconds since 1970; the access time stays.
@@ -203,7 +203,7 @@ pub fn drop_cached(file: &File, offset: u64, len: u64) {
     unsafe { libc::posix_fadvise(file.as_raw_fd(), offset, len, libc::POSIX_FADV_DONTNEED) };
 }
 
-fn signed(offset: u64) -> io::Result<libc::off_t> {
+pub(super) fn signed(offset: u64) -> io::Result<libc::off_t> {
     libc::off_t::try_from(offset).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))
 }
 
@@ -242,6 +242,39 @@ pub fn group_by_name(name: &CStr) -> io::Result<Option<u32>> {
     })?;
     // SAFETY: when an entry was found, getgrnam_r filled `entry`; it was zeroed before.
     Ok(found.then(|| unsafe { entry.assume_init() }).map(|entry| entry.gr_gid))
+}
+
+/// Name of user `uid`; `None` if it has none.
+pub fn user_name(uid: u32) -> io::Result<Option<Vec<u8>>> {
+    let mut entry = std::mem::MaybeUninit::<libc::passwd>::zeroed();
+    let (mut found, mut name) = (std::ptr::null_mut(), vec![]);
+    // SAFETY: all pointers are valid for the call, the buffer for writes of the length passed; when
+    // an entry was found, its name is a NUL-terminated string in that buffer.
+    let is_found = with_name_buffer(|buf| unsafe {
+        let (at, len) = (buf.as_mut_ptr().cast(), buf.len());
+        let code = libc::getpwuid_r(uid, entry.as_mut_ptr(), at, len, &raw mut found);
+        if !found.is_null() {
+            name = CStr::from_ptr((*found).pw_name).to_bytes().to_vec();
+        }
+        (code, !found.is_null())
+    })?;
+    Ok(is_found.then_some(name))
+}
+
+/// Name of group `gid`; `None` if it has none.
+pub fn group_name(gid: u32) -> io::Result<Option<Vec<u8>>> {
+    let mut entry = std::mem::MaybeUninit::<libc::group>::zeroed();
+    let (mut found, mut name) = (std::ptr::null_mut(), vec![]);
+    // SAFETY: as in `user_name`.
+    let is_found = with_name_buffer(|buf| unsafe {
+        let (at, len) = (buf.as_mut_ptr().cast(), buf.len());
+        let code = libc::getgrgid_r(gid, entry.as_mut_ptr(), at, len, &raw mut found);
+        if !found.is_null() {
+            name = CStr::from_ptr((*found).gr_name).to_bytes().to_vec();
+        }
+        (code, !found.is_null())
+    })?;
+    Ok(is_found.then_some(name))
 }
 
 /// Calls `look_up` with growing buffers while it says that there is too little room.

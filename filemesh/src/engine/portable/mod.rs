@@ -2,12 +2,12 @@
 
 mod hash;
 mod leaf_file;
-mod partial;
+pub(super) mod partial;
 mod seed_file;
-mod staged;
-mod state_file;
+pub(super) mod staged;
+pub(super) mod state_file;
 mod store_file;
-mod write_behind;
+pub(super) mod write_behind;
 
 pub use hash::{HashedFile, hash_file};
 pub use leaf_file::{LeafFile, LeafFileWriter};

@@ -187,7 +187,7 @@ fn remove_temporary(dir: &TargetDir, temporary: &[u8]) -> Result<(), FileError> 
 }
 
 /// What is gone already need not be removed.
-pub(super) fn absent(result: io::Result<()>) -> io::Result<()> {
+pub(in crate::engine) fn absent(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result,
@@ -243,7 +243,7 @@ fn open_temporary(dir: &TargetDir, name: &[u8], path: &Path) -> Result<(File, bo
 }
 
 /// Makes this the only writer of `file`.
-fn lock(file: File, path: &Path) -> Result<File, FileError> {
+pub(in crate::engine) fn lock(file: File, path: &Path) -> Result<File, FileError> {
     match sys::try_lock(&file) {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
             Err(FileError::Busy { path: path.to_path_buf() })
@@ -270,7 +270,7 @@ fn allocate(dir: &TargetDir, file: &File, path: &Path, size: u64) -> Result<(), 
     file.set_len(size).on("set the size of", path)
 }
 
-fn is_unsupported(error: &io::Error) -> bool {
+pub(in crate::engine) fn is_unsupported(error: &io::Error) -> bool {
     let unsupported = [libc::EOPNOTSUPP, libc::ENOSYS, libc::EINVAL];
     error.raw_os_error().is_some_and(|errno| unsupported.contains(&errno))
 }

@@ -45,7 +45,7 @@ enum Way {
 
 /// A file with a little memory in front of it. Dropping it flushes as well as it can.
 #[derive(Debug)]
-pub(super) struct StagedFile {
+pub(in crate::engine) struct StagedFile {
     file: File,
     path: PathBuf,
     /// Where the waiting bytes belong.

@@ -39,14 +39,14 @@ const GROUP_BLOCKS: u32 = REQUEST_BYTES_MAX / BLOCK_BYTES;
 
 /// An open state file.
 #[derive(Debug)]
-pub(super) struct StateFile {
+pub(in crate::engine) struct StateFile {
     file: File,
     path: PathBuf,
     blocks: Bitfield,
 }
 
 /// What a state file must be of.
-pub(super) struct StateOf<'a> {
+pub(in crate::engine) struct StateOf<'a> {
     pub transfer: &'a TransferId,
     pub geometry: &'a Geometry,
     pub root: &'a Hash,

@@ -20,7 +20,7 @@ use std::ops::Range;
 const WINDOW_BYTES: u64 = 8 * 1024 * 1024;
 
 /// Smaller files stay in the cache: packages and configuration are read soon after they came.
-pub(super) const KEPT_BYTES_MAX: u64 = 64 * 1024 * 1024;
+pub(in crate::engine) const KEPT_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 /// Windows of one file.
 #[derive(Debug, Default)]

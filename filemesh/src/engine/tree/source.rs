@@ -1,0 +1,209 @@
+//! A directory that is being sent: its stream read at any offset, straight from its files.
+
+use super::dirs::{Dirs, walk};
+use super::scan::Skipped;
+use crate::core::tree::layout::{Layout, Part};
+use crate::core::tree::listing::Listing;
+use crate::engine::error::{Context, FileError};
+use crate::engine::{FileStamp, sys};
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A directory as it was when it was scanned.
+#[derive(Debug)]
+pub struct TreeSource {
+    pub(super) root: Arc<OwnedFd>,
+    pub(super) path: PathBuf,
+    pub(super) listing: Listing,
+    /// The listing's bytes.
+    pub(super) encoded: Vec<u8>,
+    pub(super) layout: Layout,
+    /// By entry; only those of files are looked at.
+    pub(super) stamps: Vec<FileStamp>,
+    /// Entries that stand for what a link leads to: where that is below the root.
+    pub(super) elsewhere: Arc<HashMap<u32, Vec<u8>>>,
+    pub(super) skipped: Skipped,
+}
+
+impl TreeSource {
+    /// What there is.
+    pub fn listing(&self) -> &Listing {
+        &self.listing
+    }
+
+    /// Where it is in the stream.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// What the rules left out, for the operator. Exclude lists are not counted.
+    pub fn skipped(&self) -> &Skipped {
+        &self.skipped
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The path of `entry`, for messages.
+    pub(super) fn path_of(&self, entry: u32) -> PathBuf {
+        self.path.join(OsStr::from_bytes(&self.listing.path(entry)))
+    }
+}
+
+/// How much a file may have changed since the scan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Strictness {
+    /// Nothing at all: its bytes are about to be vouched for.
+    Hashing,
+    /// Not in what it holds: peers refuse what is not true, the check only says why.
+    Serving,
+}
+
+/// Reads the stream of a tree. Each reader keeps one file open; readers of one source are
+/// independent.
+#[derive(Debug)]
+pub struct TreeReader {
+    source: Arc<TreeSource>,
+    dirs: Dirs,
+    open: Option<(u32, File)>,
+    strictness: Strictness,
+}
+
+impl TreeReader {
+    /// A reader that serves.
+    pub fn new(source: Arc<TreeSource>) -> Self {
+        Self::with(source, Strictness::Serving)
+    }
+
+    /// A reader that refuses a file at the least sign of a change.
+    pub(super) fn to_hash(source: Arc<TreeSource>) -> Self {
+        Self::with(source, Strictness::Hashing)
+    }
+
+    fn with(source: Arc<TreeSource>, strictness: Strictness) -> Self {
+        let dirs = Dirs::with(source.root.clone(), source.elsewhere.clone());
+        Self { source, dirs, open: None, strictness }
+    }
+
+    /// What is read.
+    pub fn source(&self) -> &Arc<TreeSource> {
+        &self.source
+    }
+
+    /// Appends exactly `len` bytes at `offset` of the stream to `out`; on failure `out` is as
+    /// before. A file that changed since the scan is an error that names it.
+    pub fn append_at(
+        &mut self,
+        offset: u64,
+        len: usize,
+        out: &mut Vec<u8>,
+    ) -> Result<(), FileError> {
+        let start = out.len();
+        let result = self.read(offset, len, out);
+        if result.is_err() {
+            out.truncate(start);
+        }
+        result
+    }
+
+    fn read(&mut self, offset: u64, len: usize, out: &mut Vec<u8>) -> Result<(), FileError> {
+        let source = self.source.clone();
+        let end = offset.checked_add(len as u64);
+        let end = end.filter(|end| *end <= source.layout.stream_bytes());
+        let end = end.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput));
+        let end = end.on("read past the stream of", &source.path)?;
+        for part in source.layout.parts(offset..end) {
+            match part {
+                Part::Listing(range) => {
+                    out.extend_from_slice(
+                        &source.encoded[range.start as usize..range.end as usize],
+                    );
+                }
+                Part::Padding(len) => out.resize(out.len() + len as usize, 0),
+                Part::File { entry, offset, len } => self.read_file(entry, offset, len, out)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn read_file(
+        &mut self,
+        entry: u32,
+        offset: u64,
+        len: u64,
+        out: &mut Vec<u8>,
+    ) -> Result<(), FileError> {
+        let file = match self.open.take() {
+            Some((open, file)) if open == entry => file,
+            _ => self.open_file(entry)?,
+        };
+        match sys::append_at(&file, offset, len as usize, out) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                return Err(self.changed(entry));
+            }
+            Err(error) => return Err(error).on("read", &self.source.path_of(entry)),
+            Ok(()) => self.check(entry, &file)?,
+        }
+        let last = self.source.layout.spans_of(entry).last();
+        if last.is_some_and(|last| offset + len < last.file_offset + last.len) {
+            self.open = Some((entry, file));
+        }
+        Ok(())
+    }
+
+    fn open_file(&mut self, entry: u32) -> Result<File, FileError> {
+        let source = self.source.clone();
+        // What is not there any more, or is a link now, changed.
+        let file = self.open_found(&source, entry).map_err(|error| match error.raw_os_error() {
+            Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP) => self.changed(entry),
+            _ => FileError::Io { action: "open", path: source.path_of(entry), source: error },
+        })?;
+        self.check(entry, &file)?;
+        Ok(file)
+    }
+
+    fn open_found(&mut self, source: &TreeSource, entry: u32) -> io::Result<File> {
+        let (dir, name) = match source.elsewhere.get(&entry) {
+            Some(path) => {
+                let (dir, name) = split(path);
+                (walk(&source.root, dir)?, name)
+            }
+            None => {
+                let dir = self.dirs.get(&source.listing, source.listing.parent(entry))?;
+                (dir, source.listing.name(entry))
+            }
+        };
+        let flags = libc::O_RDONLY | libc::O_NOFOLLOW | libc::O_NONBLOCK;
+        sys::open_at(dir.as_fd(), name, flags, 0).map(File::from)
+    }
+
+    fn check(&self, entry: u32, file: &File) -> Result<(), FileError> {
+        let stat = sys::stat(file.as_fd()).on("look at", &self.source.path)?;
+        let (now, then) = (FileStamp::of_stat(&stat), self.source.stamps[entry as usize]);
+        let same = match self.strictness {
+            Strictness::Hashing => now == then,
+            Strictness::Serving => now.same_content(&then),
+        };
+        if same { Ok(()) } else { Err(self.changed(entry)) }
+    }
+
+    fn changed(&self, entry: u32) -> FileError {
+        FileError::Changed { path: self.source.path_of(entry) }
+    }
+}
+
+/// Directory and name of a path.
+pub(super) fn split(path: &[u8]) -> (&[u8], &[u8]) {
+    match path.iter().rposition(|byte| *byte == b'/') {
+        Some(at) => (&path[..at], &path[at + 1..]),
+        None => (b"", path),
+    }
+}
