@@ -1,11 +1,12 @@
 //! The part without I/O: what a file is, what is known of it, and how it moves between peers.
 //!
 //! Modules from the bottom up: [`geometry`] (pieces and blocks of a size), [`merkle`] (the tree of
-//! BEP 52), [`manifest`] (what identifies a file), [`bitfield`] and [`piece_map`] (what is here),
-//! [`peer_wire`] (messages), [`link`] (the protocol with one peer), [`hashes`] and [`download`]
-//! (what to fetch next and whether it is true), [`upload`] (what one peer asked for), and at the
-//! top [`leecher`] and [`seeder`], which join one link with a download or an upload. A swarm owns
-//! many links over one [`download::Download`]; nothing below `leecher` knows that there is only one.
+//! BEP 52), [`manifest`] (what identifies a file), [`metainfo`] (the same as other clients read
+//! it), [`bitfield`] and [`piece_map`] (what is here), [`peer_wire`] (messages), [`link`] (the
+//! protocol with one peer), [`hashes`] and [`download`] (what to fetch next and whether it is
+//! true), [`upload`] (what one peer asked for), and at the top [`leecher`] and [`seeder`], which
+//! join one link with a download or an upload. A swarm owns many links over one
+//! [`download::Download`]; nothing below `leecher` knows that there is only one.
 
 pub mod bitfield;
 pub mod download;
@@ -18,6 +19,7 @@ pub mod link;
 mod link_error;
 pub mod manifest;
 pub mod merkle;
+pub mod metainfo;
 pub mod name;
 pub mod pace;
 pub mod peer_wire;
@@ -26,6 +28,7 @@ pub mod piece_tree;
 pub mod plan;
 pub mod seeder;
 pub mod upload;
+pub mod v1;
 
 #[cfg(test)]
 mod swarm_tests;
