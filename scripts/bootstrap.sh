@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs what is missing on a bare Debian 12: for `build` a C compiler (and says how to get Rust),
-# for `test` also promtool and prometheus (unpacked into .tools, no service is started) and zig as
-# the linker for old glibc (a Python environment in .tools).
+# for `test` also promtool and prometheus (unpacked into .tools, no service is started), zig as the
+# linker for old glibc (a Python environment in .tools) and the BitTorrent clients that ours is
+# tried with.
 source "$(dirname "$0")/lib.sh"
 need=${1:-build}
 rust_wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
@@ -40,6 +41,14 @@ install_rust() {
   fi
 }
 
+# Debian's own Python has Debian's libtorrent, whatever other Python comes first in the path.
+install_libtorrent() {
+  /usr/bin/python3 -c 'import libtorrent' 2>/dev/null && return
+  note "installing python3-libtorrent"
+  apt_update
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends python3-libtorrent >/dev/null
+}
+
 install_prometheus() {
   have promtool && have prometheus && return
   note "fetching promtool and prometheus into .tools"
@@ -69,6 +78,9 @@ case $need in
     package curl curl
     package openssl openssl
     package python3 python3
+    package aria2c aria2
+    package transmission-show transmission-cli
+    install_libtorrent
     install_prometheus
     install_zig
     ;;

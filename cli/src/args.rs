@@ -88,6 +88,8 @@ pub enum Command {
     Transfer(commands::transfer::TransferArgs),
     /// Scripts that run or ran
     Task(commands::task::TaskArgs),
+    /// Hash and check files, and make torrents of them, without a server
+    File(commands::file::FileArgs),
     /// Print completions for a shell
     Completions(commands::completions::CompletionsArgs),
 }

@@ -18,6 +18,8 @@ pub struct Progress {
     total: u64,
     in_bytes: bool,
     quiet: bool,
+    /// Where the work began that is measured.
+    from: u64,
     started: Instant,
     last_line: Instant,
 }
@@ -31,7 +33,7 @@ impl Progress {
         }
         let started = Instant::now();
         let title = title.to_owned();
-        Self { bar, title, total, in_bytes, quiet, started, last_line: started }
+        Self { bar, title, total, in_bytes, quiet, from: 0, started, last_line: started }
     }
 
     /// Says how far it is, with a note ("4 of 6 hosts").
@@ -70,14 +72,21 @@ impl Progress {
         self.started.elapsed()
     }
 
-    fn advance(&mut self, position: u64) {
+    /// Goes on where an earlier run ended, so that the rate is of this run.
+    pub fn begin_at(&mut self, position: u64) {
+        self.from = position;
+    }
+
+    /// Says how far it is, with the rate so far.
+    pub fn advance_to(&mut self, position: u64, total: u64) {
         let seconds = self.elapsed().as_secs_f64().max(0.001);
         let rate = if self.in_bytes {
-            format!("{}/s", quantity::bytes((position as f64 / seconds) as u64))
+            let done = position.saturating_sub(self.from);
+            format!("{}/s", quantity::bytes((done as f64 / seconds) as u64))
         } else {
             String::new()
         };
-        self.set(position, self.total, &rate);
+        self.set(position, total, &rate);
     }
 }
 
@@ -111,7 +120,7 @@ impl<R: Read> Read for Reading<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         let count = self.inner.read(buffer)?;
         self.position += count as u64;
-        self.progress.advance(self.position);
+        self.progress.advance_to(self.position, self.progress.total);
         Ok(count)
     }
 }

@@ -23,10 +23,22 @@ const ARROWS: [(&str, &[&str]); 7] = [
 /// What code without I/O may use from outside.
 const CORE_MAY_USE: [(&str, &[&str]); 2] = [
     ("wire", &["bytes", "crc32c", "lz4_flex", "prost", "ring", "thiserror", "zstd"]),
-    // The file engine needs aligned memory for direct writes and patterns for what a tree takes.
+    // The file engine needs aligned memory for direct writes, libc and patterns for what a tree takes;
+    // bendy and sha1 read and write other clients' metainfo.
     (
         "filemesh",
-        &["aligned-vec", "bytes", "crc32c", "libc", "regex", "ring", "skein-wire", "thiserror"],
+        &[
+            "aligned-vec",
+            "bendy",
+            "bytes",
+            "crc32c",
+            "libc",
+            "regex",
+            "ring",
+            "sha1",
+            "skein-wire",
+            "thiserror",
+        ],
     ),
 ];
 

@@ -6,6 +6,9 @@ use skein_filemesh::core::hashes::LEAF_HASHES_MAX;
 use skein_filemesh::core::leecher::{SILENCE_MS, STALL_MS};
 use skein_filemesh::core::link::{KEEP_ALIVE_MS, OUT_BYTES_MAX, REQUESTS_MAX};
 use skein_filemesh::core::manifest::choose_piece_bytes;
+use skein_filemesh::core::metainfo::{
+    LEAVES_MAX, METAINFO_BYTES_MAX, NESTING_MAX, TRACKER_BYTES_MAX, TRACKERS_MAX,
+};
 use skein_filemesh::core::pace::WINDOW_BYTES_MAX;
 use skein_filemesh::core::peer_wire::{
     BlockRange, EXTENDED_BYTES_MAX, HASHES_MAX, Handshake, HashRange, MESSAGE_BYTES_MAX, Message,
@@ -52,6 +55,11 @@ fn the_document_states_the_limits() {
         ("OWNERS_MAX", OWNERS_MAX.into()),
         ("LISTING_BYTES_MAX", LISTING_BYTES_MAX.into()),
         ("LARGE_BYTES", LARGE_BYTES),
+        ("METAINFO_BYTES_MAX", METAINFO_BYTES_MAX as u64),
+        ("NESTING_MAX", NESTING_MAX as u64),
+        ("LEAVES_MAX", LEAVES_MAX.into()),
+        ("TRACKERS_MAX", TRACKERS_MAX as u64),
+        ("TRACKER_BYTES_MAX", TRACKER_BYTES_MAX as u64),
     ];
     for (name, value) in limits {
         assert!(DOCUMENT.contains(&format!("| `{name}` | {value} |")), "{name} is {value}");

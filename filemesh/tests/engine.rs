@@ -4,9 +4,10 @@
 use skein_filemesh::core::download::Download;
 use skein_filemesh::core::geometry::Geometry;
 use skein_filemesh::core::manifest::Manifest;
+use skein_filemesh::core::metainfo::{Metainfo, sha1};
 use skein_filemesh::engine::{
-    Attributes, FileError, FileStamp, LeafFile, LeafFileWriter, Owner, PartialFile, SeedFile,
-    StoreFile, TargetDir, hash_file,
+    Attributes, FileError, FileStamp, Hashes, LeafFile, LeafFileWriter, Owner, PartialFile,
+    SeedFile, StoreFile, TargetDir, Until, describe_file, hash_file, verify_file,
 };
 use skein_wire::ids::TransferId;
 use std::fs;
@@ -526,4 +527,42 @@ fn an_upload_that_breaks_off_leaves_nothing() {
     let store = StoreFile::create(&path, &leaves, PIECE).unwrap();
     assert!(store.finish("../evil", 0, 0).is_err());
     assert_eq!(names(base.path()), [""; 0]);
+}
+
+#[test]
+fn a_file_is_described_in_one_reading_and_proved_by_what_was_read() {
+    let f = fixture(3 * PIECE as usize + 5);
+    let source = f.path("source.bin");
+    let go_on = |_, _| ControlFlow::Continue(());
+    let found = describe_file(&source, |_| PIECE, Hashes::TreeAndPieces, go_on).unwrap();
+    assert_eq!(found.manifest, f.manifest);
+    let pieces: Vec<_> = f.data.chunks(PIECE as usize).map(sha1).collect();
+    assert_eq!(found.pieces.as_ref(), Some(&pieces));
+    let metainfo = Metainfo::of_manifest(&found.manifest, found.layer, found.leaves).unwrap();
+    let good = verify_file(&source, &metainfo, 0, Until::FirstBad, go_on).unwrap();
+    assert!(good.is_good(&metainfo) && good.to == f.data.len() as u64);
+
+    // Broken off: what was proved so far is the answer, and the place to go on.
+    let stop = |_, _| ControlFlow::Break(());
+    let part = verify_file(&source, &metainfo, 1, Until::FirstBad, stop).unwrap();
+    assert!(part.from == 0 && part.to < good.to && part.to.is_multiple_of(16_384));
+    let rest = verify_file(&source, &metainfo, part.to, Until::FirstBad, go_on).unwrap();
+    assert_eq!((rest.from, rest.to), (part.to, good.to));
+    let cancelled = describe_file(&source, |_| PIECE, Hashes::Tree, stop);
+    assert!(matches!(cancelled, Err(FileError::Cancelled { .. })));
+
+    // Longer than it should be: all of what was described is there, and it is false.
+    fs::write(&source, [&f.data[..], b"x"].concat()).unwrap();
+    let long = verify_file(&source, &metainfo, 0, Until::End, go_on).unwrap();
+    assert!(long.first_bad.is_none() && !long.is_good(&metainfo));
+
+    // A file that changes while it is read is neither described nor proved.
+    let change = |_, _| {
+        fs::write(&source, b"other").unwrap();
+        ControlFlow::Continue(())
+    };
+    let changed = verify_file(&source, &metainfo, 0, Until::End, change);
+    assert!(matches!(changed, Err(FileError::Changed { .. })), "{changed:?}");
+    let many = describe_file(Path::new("/dev/null"), |_| PIECE, Hashes::Tree, go_on);
+    assert!(matches!(many, Err(FileError::NotAFile { .. })));
 }

@@ -49,6 +49,7 @@ pub const TARGETS: &[(&str, Body)] = &[
     ("mesh_leecher", mesh::mesh_leecher),
     ("mesh_seeder", mesh::mesh_seeder),
     ("mesh_manifest", mesh::mesh_manifest),
+    ("mesh_metainfo", mesh::mesh_metainfo),
     ("mesh_sidecar", mesh::mesh_sidecar),
     ("mesh_tree", mesh::mesh_tree),
     ("agent_collector", agent_collector),

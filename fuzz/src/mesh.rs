@@ -13,6 +13,7 @@ use skein_filemesh::core::leecher::{Action, Leecher, LeecherOptions};
 use skein_filemesh::core::link::{Have, OUT_BYTES_MAX};
 use skein_filemesh::core::manifest::{MODE_TRAVELS, Manifest};
 use skein_filemesh::core::merkle::{Hash, TreeBuilder, leaf};
+use skein_filemesh::core::metainfo::{Metainfo, Prover};
 use skein_filemesh::core::peer_wire::{Handshake, MESSAGE_BYTES_MAX};
 use skein_filemesh::core::piece_tree::PieceTree;
 use skein_filemesh::core::seeder::{Pull, Seeder};
@@ -30,6 +31,8 @@ const PIECE_BYTES: u32 = 32 * 1024;
 const FILE_BYTES: usize = 32 * 1024 + 5;
 /// Room that a seeder is given.
 const ROOM: usize = 64 * 1024;
+/// Files that are proved against fuzzed metainfo; larger ones take too long.
+const METAINFO_FILE_BYTES_MAX: u64 = 256 * 1024;
 /// Answers that are pulled per read at most; a peer can ask for no more than its queue holds.
 const PULLS_MAX: usize = 10_000;
 
@@ -174,6 +177,29 @@ pub fn mesh_manifest(input: &[u8]) {
         assert!(geometry.block_len(blocks - 1) > 0 && geometry.block_len(blocks) == 0);
     }
     assert!(geometry.tree_height() <= 26, "a tree has at most 2^26 leaves");
+}
+
+/// A torrent of anybody.
+pub fn mesh_metainfo(input: &[u8]) {
+    let Ok(metainfo) = Metainfo::decode(input) else { return };
+    let again = Metainfo::decode(&metainfo.encode());
+    assert_eq!(again.as_ref(), Ok(&metainfo), "info hashes and all");
+    let geometry = metainfo.geometry();
+    assert!(!metainfo.name().is_empty() && !metainfo.name().contains('/'));
+    assert!(metainfo.pieces().is_some() || metainfo.tree().is_some());
+    for count in [metainfo.pieces().map(<[_]>::len), metainfo.tree().map(|tree| tree.layer.len())] {
+        assert!(count.is_none_or(|count| count == geometry.piece_count() as usize));
+    }
+    if let Some(manifest) = metainfo.manifest() {
+        assert_eq!(Manifest::from_info(&manifest.to_info()), Ok(manifest));
+    }
+    if geometry.size_bytes() <= METAINFO_FILE_BYTES_MAX {
+        let mut prover = Prover::new(&metainfo, 0).expect("a decoded one has hashes");
+        prover.update(&vec![0; geometry.size_bytes() as usize], |range| {
+            assert!(range.start < range.end && range.end <= geometry.size_bytes());
+        });
+        assert!(prover.is_done());
+    }
 }
 
 /// A leaves sidecar and the state of a partial file, as a crash or a bad disk may leave them. The

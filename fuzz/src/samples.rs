@@ -6,7 +6,9 @@ use skein_dataplane::sinks::checkpoint;
 use skein_dataplane::sinks::disk::FileId;
 use skein_filemesh::core::leecher::Action;
 use skein_filemesh::core::link::Have;
+use skein_filemesh::core::manifest::Manifest;
 use skein_filemesh::core::merkle;
+use skein_filemesh::core::metainfo::{Metainfo, PieceHasher};
 use skein_filemesh::core::peer_wire::{
     BlockRange, HANDSHAKE_BYTES, Handshake, HashRange, Message as PeerMessage,
 };
@@ -44,6 +46,7 @@ pub fn samples() -> Vec<Sample> {
     samples.extend(peer_messages());
     samples.extend(transcripts());
     samples.push(("mesh_manifest", "manifest", manifest()));
+    samples.extend(metainfo());
     samples.push(("mesh_sidecar", "leaves", leaves_sidecar()));
     samples.push(("mesh_tree", "listing", tree_listing()));
     let log = checkpoint_log();
@@ -306,6 +309,42 @@ fn tree_listing() -> Vec<u8> {
         builder.push(depth, name, meta, kind).expect("a legal entry");
     }
     codec::encode(&builder.finish().expect("it has a root"))
+}
+
+/// The fuzzed file as torrents of version 1, of version 2, and of both as others write them.
+fn metainfo() -> Vec<Sample> {
+    let mesh::File { data, leaves, tree } = mesh::file();
+    let (geometry, root) = (tree.geometry(), tree.root());
+    let manifest = Manifest { geometry, root, name: "x".into(), mode: 0o644, mtime_ms: 1 };
+    let layer = tree.layer().to_vec();
+    let v2 = Metainfo::of_manifest(&manifest, layer, Some(leaves.clone())).expect("its own layer");
+    let mut hasher = PieceHasher::new(geometry.piece_bytes());
+    hasher.update(data);
+    let pieces = hasher.finish();
+    let trackers = vec!["http://a/announce".to_owned(), "udp://b:1".to_owned()];
+    let v1 = Metainfo::of_pieces("x", geometry, pieces.clone(), trackers).expect("its own pieces");
+    let head = format!("d7:comment0:4:infod9:file treed1:xd0:d6:lengthi{}e11:", data.len());
+    let info = format!("eee6:lengthi{}e12:meta versioni2e4:name1:x", data.len());
+    let hybrid = [
+        head.as_bytes(),
+        b"pieces root32:",
+        &root,
+        info.as_bytes(),
+        b"12:piece lengthi32768e6:pieces40:",
+        pieces.as_flattened(),
+        b"7:privatei0ee12:piece layersd32:",
+        &root,
+        b"64:",
+        tree.layer().as_flattened(),
+        b"ee",
+    ];
+    let hybrid = hybrid.concat();
+    Metainfo::decode(&hybrid).expect("written by the book");
+    vec![
+        ("mesh_metainfo", "v1", v1.encode()),
+        ("mesh_metainfo", "v2", v2.encode()),
+        ("mesh_metainfo", "hybrid", hybrid),
+    ]
 }
 
 /// A sidecar of two blocks in one piece; its body makes the checksums right.

@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod completions;
+pub mod file;
 pub mod hosts;
 pub mod lanes;
 pub mod push;
@@ -38,6 +39,7 @@ pub fn dispatch(cli: Cli) -> Outcome {
         Command::Data(args) => return server::run_data(&args, &cli.connection),
         Command::Demo(args) => return demo::run(&args),
         Command::Completions(args) => return completions::run(&args),
+        Command::File(args) => return file::run(&args, cli.connection.json),
         _ => {}
     }
     let json = cli.connection.json;
@@ -59,6 +61,7 @@ pub fn dispatch(cli: Cli) -> Outcome {
         | Command::Control(_)
         | Command::Data(_)
         | Command::Demo(_)
+        | Command::File(_)
         | Command::Completions(_) => unreachable!("handled above, without a connection"),
     }
 }

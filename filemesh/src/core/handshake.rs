@@ -51,9 +51,19 @@ impl Handshake {
         Self { reserved, info_hash, peer_id }
     }
 
-    /// Whether the sender speaks BEP 6 and BEP 52, which Skein's own transfers need.
-    pub fn speaks_skein(&self) -> bool {
-        [RESERVED_FAST, RESERVED_V2].iter().all(|(at, bit)| self.reserved[*at] & bit != 0)
+    /// A handshake for ordinary clients of BitTorrent version 1: it announces fast alone.
+    pub fn plain(info_hash: [u8; 20], peer_id: [u8; 20]) -> Self {
+        let mut reserved = [0; 8];
+        reserved[RESERVED_FAST.0] |= RESERVED_FAST.1;
+        Self { reserved, info_hash, peer_id }
+    }
+
+    /// Whether the sender speaks what `ours` needs of it: BEP 6 and BEP 52 for Skein's own
+    /// transfers, BEP 6 alone for a [plain](Self::plain) one.
+    pub fn suffices_for(&self, ours: &Self) -> bool {
+        [RESERVED_FAST, RESERVED_V2]
+            .iter()
+            .all(|(at, bit)| ours.reserved[*at] & bit == 0 || self.reserved[*at] & bit != 0)
     }
 
     /// The bytes on the wire.

@@ -190,7 +190,7 @@ impl PeerLink {
         if theirs.info_hash != self.ours.info_hash {
             return Err(LinkError::OtherTransfer);
         }
-        if !theirs.speaks_skein() {
+        if !theirs.suffices_for(&self.ours) {
             return Err(LinkError::Capabilities);
         }
         self.remote = Some(*theirs);

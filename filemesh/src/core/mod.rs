@@ -1,11 +1,12 @@
 //! The part without I/O: what a file is, what is known of it, and how it moves between peers.
 //!
 //! Modules from the bottom up: [`geometry`] (pieces and blocks of a size), [`merkle`] (the tree of
-//! BEP 52), [`manifest`] (what identifies a file), [`tree`] (a directory as one file),
-//! [`bitfield`] and [`piece_map`] (what is here), [`peer_wire`] (messages), [`link`] (the protocol with one peer), [`hashes`] and [`download`]
+//! BEP 52), [`manifest`] (what identifies a file), [`metainfo`] (the same as other clients read
+//! it), [`tree`] (a directory as one file), [`bitfield`] and [`piece_map`] (what is here),
+//! [`peer_wire`] (messages), [`link`] (the protocol with one peer), [`hashes`] and [`download`]
 //! (what to fetch next and whether it is true), [`upload`] (what one peer asked for), and at the
-//! top [`leecher`] and [`seeder`], which join one link with a download or an upload. A swarm owns
-//! many links over one [`download::Download`]; nothing below `leecher` knows that there is only one.
+//! top [`leecher`] and [`seeder`], which join one link with a download or an upload, and [`swarm`],
+//! which joins many links with one [`download::Download`].
 //!
 //! Beside them stand [`planner`] (which gear, and how long it takes) and [`coordinator`] (who sends
 //! what to whom), which control runs; they and a swarm share only [`plan`] and [`place`].
@@ -22,6 +23,7 @@ pub mod link;
 mod link_error;
 pub mod manifest;
 pub mod merkle;
+pub mod metainfo;
 pub mod name;
 pub mod pace;
 pub mod peer_wire;
@@ -34,6 +36,7 @@ pub mod seeder;
 pub mod swarm;
 pub mod tree;
 pub mod upload;
+pub mod v1;
 
 #[cfg(test)]
 mod swarm_tests;

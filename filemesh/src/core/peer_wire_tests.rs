@@ -151,7 +151,7 @@ fn the_handshake_is_bep_3() {
     assert_eq!(&bytes[..20], b"\x13BitTorrent protocol");
     assert_eq!(bytes[20..28], [0, 0, 0, 0, 0, 0x10, 0, 0x14]);
     assert_eq!(Handshake::decode(&bytes).unwrap(), Some(handshake));
-    assert!(handshake.speaks_skein());
+    assert!(handshake.suffices_for(&handshake));
     for short in 0..HANDSHAKE_BYTES {
         assert_eq!(Handshake::decode(&bytes[..short]).unwrap(), None);
     }

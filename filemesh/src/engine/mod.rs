@@ -18,6 +18,7 @@ pub use dir::TargetDir;
 pub use error::FileError;
 pub use owner::Owner;
 pub use portable::{
-    Attributes, HashedFile, LeafFile, LeafFileWriter, PartialFile, SeedFile, StoreFile, hash_file,
+    Attributes, DescribedFile, HashedFile, Hashes, LeafFile, LeafFileWriter, PartialFile, SeedFile,
+    StoreFile, Until, Verification, describe_file, hash_file, verify_file,
 };
 pub use stamp::FileStamp;

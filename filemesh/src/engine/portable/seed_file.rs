@@ -1,6 +1,6 @@
 //! A source that is being served: opened once, read at offsets.
 
-use super::hash::open_regular;
+use super::source::open_regular;
 use crate::engine::error::{Context, FileError};
 use crate::engine::{FileStamp, sys};
 use std::fs::File;
