@@ -4,6 +4,7 @@
 mod agents;
 mod authority;
 mod channel;
+mod content;
 mod echo;
 mod feed;
 mod frames;

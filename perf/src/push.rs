@@ -6,9 +6,10 @@ use std::time::Instant;
 
 use anyhow::ensure;
 
+use crate::content::{sha256_of, write_noise};
 use crate::machine::{KernelThreads, Work};
 use crate::process::Cpu;
-use crate::push_parts::{GIB, Parts, sha256_of, write_noise};
+use crate::push_parts::{GIB, Parts};
 use crate::report::{Report, Spread};
 use crate::site::{Agent, Site};
 

@@ -251,7 +251,8 @@ mod tests {
 
     #[test]
     fn sets_and_names() {
-        for (set, cells) in [("small", 2), ("schedule", 4), ("robust", 5), ("grid", 25), ("all", 12)]
+        for (set, cells) in
+            [("small", 2), ("schedule", 4), ("robust", 5), ("grid", 25), ("all", 12)]
         {
             assert_eq!(choose(set).unwrap().len(), cells, "{set}");
         }

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, ensure};
 
 use super::cells::{Cell, Fault};
+use crate::content::sha256_of;
 use crate::machine::busy_us;
 use crate::netlab::{Host, NetLab};
-use crate::push_parts::sha256_of;
 
 /// Between two looks at all hosts.
 const LOOK: Duration = Duration::from_millis(20);

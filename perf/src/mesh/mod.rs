@@ -20,8 +20,8 @@ use anyhow::{bail, ensure};
 
 pub use relay::Relay;
 
+use crate::content::write_noise;
 use crate::netlab::{self, NetLab};
-use crate::push_parts::write_noise;
 use crate::report::Report;
 use cells::{Cell, Fault};
 use drive::{Job, Outcome, drive, verify};
@@ -71,6 +71,9 @@ pub struct Mesh {
     /// Folder on the disk to write to
     #[arg(long, default_value = "target/perf")]
     folder: PathBuf,
+    /// Keep what processes said, and what they wrote
+    #[arg(long)]
+    keep: bool,
     /// File for the report
     #[arg(long)]
     out: Option<PathBuf>,
@@ -103,8 +106,7 @@ impl Mesh {
     /// Runs and reports.
     pub fn run(self) -> anyhow::Result<()> {
         let cells = cells::choose(&self.cells)?;
-        let names: Vec<String> =
-            self.peers.split(',').map(|name| name.trim().to_owned()).collect();
+        let names: Vec<String> = self.peers.split(',').map(|name| name.trim().to_owned()).collect();
         let contenders = names.iter().map(|name| Contender::parse(name, self.gear.as_deref()));
         let contenders = contenders.collect::<anyhow::Result<Vec<_>>>()?;
         let geared = contenders.iter().any(|who| matches!(who, Contender::Skein(Some(_))));
@@ -140,7 +142,8 @@ impl Mesh {
         failures: &mut usize,
     ) -> anyhow::Result<Results> {
         eprintln!("{}: {cell}", cell.name);
-        let folder = tempfile::Builder::new().prefix("mesh-").tempdir_in(&self.folder)?;
+        let mut folder = tempfile::Builder::new().prefix("mesh-").tempdir_in(&self.folder)?;
+        folder.disable_cleanup(self.keep);
         let folder_path = folder.path().canonicalize()?;
         let lab = NetLab::start(cell.receivers + 1, Some(&folder_path))?;
         let goodput = match cell.rate {
@@ -154,7 +157,7 @@ impl Mesh {
         let bound = goodput.map(|goodput| cell.bound(goodput));
         let mut measured: Vec<Measured> =
             contenders.iter().map(|(name, _)| Measured::new(name)).collect();
-        let mut bench = Bench { lab, folder: folder_path, fleet: None, runs: 0 };
+        let mut bench = Bench { lab, folder: folder_path, fleet: None, runs: 0, keep: self.keep };
         for round in 0..self.rounds {
             for ((_, contender), measured) in contenders.iter().zip(&mut measured) {
                 let other = matches!(contender, Contender::Other(_));
@@ -217,6 +220,7 @@ struct Bench {
     lab: NetLab,
     folder: PathBuf,
     runs: usize,
+    keep: bool,
 }
 
 impl Bench {
@@ -273,7 +277,9 @@ impl Bench {
             self.lab.set_rate(0, rate)?;
         }
         verify(&job, &outcome)?;
-        job.remove_folders();
+        if !self.keep {
+            job.remove_folders();
+        }
         Ok(outcome)
     }
 }

@@ -1,5 +1,5 @@
 //! The programs that Skein is measured beside, each as its package has it, with settings that help
-//! it on such links; what is switched on stands here and in `libtorrent.py`.
+//! it on such links; what is switched on stands here and in `session.py`.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -51,7 +51,7 @@ pub const PEERS: [(&str, Peer); 9] = [
 const PORT: u16 = 5500;
 /// Debian's own interpreter: the package's module is not seen by another.
 const PYTHON: &str = "/usr/bin/python3";
-const SCRIPT: &str = include_str!("libtorrent.py");
+const SCRIPT: &str = include_str!("session.py");
 /// Of the rate, so that multicast is not lost in queues.
 const UDPCAST_SHARE: f64 = 0.9;
 /// For all sessions to be up.
@@ -153,8 +153,7 @@ impl Peer {
             Self::Aria2 => {
                 let mut aria2 = aria2(job, folder);
                 // It was hashed a moment ago.
-                aria2.args(["--bt-seed-unverified=true", "--bt-hash-check-seed=false"]);
-                aria2.arg(job.torrent());
+                aria2.arg("--bt-seed-unverified=true").arg(job.torrent());
                 Ok(aria2)
             }
             Self::Transmission => {
@@ -179,7 +178,7 @@ impl Peer {
 
     /// libtorrent for a receiver, or for the source.
     fn session(self, job: &Job, role: &str, host: Option<usize>) -> anyhow::Result<Command> {
-        let script = job.scratch().join("libtorrent.py");
+        let script = job.scratch().join("session.py");
         if !script.exists() {
             std::fs::write(&script, SCRIPT)?;
         }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use ring::digest;
 
-use crate::push_parts::sha256_of;
+use crate::content::sha256_of;
 
 /// A hop.
 const HOP_BYTES: usize = 256 << 10;

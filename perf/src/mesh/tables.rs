@@ -144,7 +144,12 @@ impl Results {
         let middle_of = |times: &[f64]| Spread::of(times.iter().copied()).median;
         let (first, middle) = (spread(&|times| times[0]), spread(&middle_of));
         let last = spread(&last_of);
-        row.push(format!("{} / {} / {}", time(first.median), time(middle.median), time(last.median)));
+        row.push(format!(
+            "{} / {} / {}",
+            time(first.median),
+            time(middle.median),
+            time(last.median)
+        ));
         row.push(format!("{} to {}", time(last.min), time(last.max)));
         row.push(self.bound.map_or("-".into(), |bound| format!("{:.2}", last.median / bound)));
         let skew = spread(&|times| last_of(times) / middle_of(times));
@@ -202,7 +207,9 @@ impl Results {
             }
         }
         if self.cell.overloads() {
-            notes.push("More bits than this machine's cores can carry: not a matter of links.".into());
+            notes.push(
+                "More bits than this machine's cores can carry: not a matter of links.".into(),
+            );
         }
         notes
     }
@@ -246,10 +253,7 @@ pub fn write(report: &mut Report, all: &[Results]) {
             Fault::Loss => " The bound is that of links without loss.",
             _ => "",
         };
-        report.note(&format!(
-            "## {}\n\n{}.{bound}{fault}",
-            results.cell.name, results.cell
-        ));
+        report.note(&format!("## {}\n\n{}.{bound}{fault}", results.cell.name, results.cell));
         report.table(&Results::head(), &results.rows());
         let notes = results.notes();
         if !notes.is_empty() {

@@ -116,7 +116,8 @@ fn answer(
         }
     }
     let SocketAddr::V4(from) = from else { return Ok(()) };
-    let body = announced(&String::from_utf8_lossy(&request), *from.ip(), peers).context("no peer")?;
+    let body =
+        announced(&String::from_utf8_lossy(&request), *from.ip(), peers).context("no peer")?;
     let length = body.len();
     stream.write_all(
         format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n")
@@ -165,7 +166,8 @@ mod tests {
         let file = folder.path().join("x");
         std::fs::write(&file, [7; 40]).unwrap();
         let made = metainfo(&file, 32, "http://t/a").unwrap();
-        let head = b"d8:announce10:http://t/a4:infod6:lengthi40e4:name1:x12:piece lengthi32e6:pieces40:";
+        let head =
+            b"d8:announce10:http://t/a4:infod6:lengthi40e4:name1:x12:piece lengthi32e6:pieces40:";
         assert_eq!(&made[..head.len()], head);
         assert_eq!(made.len(), head.len() + 40 + 2);
         let second = digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, &[7; 8]);

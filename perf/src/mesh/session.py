@@ -1,6 +1,6 @@
 """One libtorrent session that waits for a torrent and takes part in its swarm until it is killed.
 
-libtorrent.py MODE ROLE ADDRESS FOLDER TORRENT READY DONE
+session.py MODE ROLE ADDRESS FOLDER TORRENT READY DONE
 
 MODE is default, fast or super; ROLE is seed or leech. READY is made when the session listens, DONE
 when the file is complete. Without DHT, local discovery and uTP in every mode: the hosts of a data
