@@ -239,8 +239,8 @@ pub fn write(report: &mut Report, all: &[Results]) {
          the submission to the last host's complete file, hashing of the source inside; all files \
          were compared with their source by SHA-256. Skein: TLS 1.3, every block proved, durable \
          before its rename; the others: no TLS and no flush, BitTorrent with SHA-1, udpcast at 0.9 \
-         of the rate, `chain` without any check. What the source sent is from its interface: \
-         headers included, some 4.6 % of full packets. Special hosts stand apart from first, median \
+         of the rate, `chain` without any check. What the source sent is from its interface, \
+         so it includes headers (once for each train of packets) and what was sent again. Special hosts stand apart from first, median \
          and last.",
     );
     for results in all {
@@ -257,7 +257,7 @@ pub fn write(report: &mut Report, all: &[Results]) {
         report.table(&Results::head(), &results.rows());
         let notes = results.notes();
         if !notes.is_empty() {
-            report.note(&notes.join("\n"));
+            report.note(&notes.iter().map(|note| format!("- {note}\n")).collect::<String>());
         }
     }
 }

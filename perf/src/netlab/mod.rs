@@ -8,14 +8,15 @@
 //! ```
 //!
 //! The bridge has a namespace of its own, so nothing is made in the machine's own network, and
-//! removing the namespaces removes everything. Their names carry the process id of their maker:
-//! what is removed is only ever what a lab of this process, or of one that is gone, has made.
+//! removing the namespaces removes everything. What is removed is only ever what a lab of this
+//! process, or of one that is gone, has made.
 
 mod blast;
 mod host;
 mod remove;
 
 use std::net::Ipv4Addr;
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -39,6 +40,8 @@ pub struct NetLab {
     hub: Host,
     hosts: Vec<Host>,
     _names: remove::Names,
+    /// Says to others that the maker lives; let go after the namespaces.
+    _held: UnixListener,
 }
 
 impl NetLab {
@@ -47,8 +50,10 @@ impl NetLab {
     pub fn start(count: usize, folder: Option<&Path>) -> anyhow::Result<Self> {
         static LABS: AtomicU32 = AtomicU32::new(0);
         ensure!((2..=HOSTS_MAX).contains(&count), "a lab has 2 to {HOSTS_MAX} hosts");
-        let lab = LABS.fetch_add(1, Ordering::Relaxed);
-        let name = |host: &str| format!("{PREFIX}{}-{lab}-{host}", std::process::id());
+        let number = LABS.fetch_add(1, Ordering::Relaxed);
+        let lab = format!("{PREFIX}{}-{number}", std::process::id());
+        let name = |host: &str| format!("{lab}-{host}");
+        let held = remove::hold(&lab)?;
         let names: Vec<String> = (0..count).map(|host| name(&host.to_string())).collect();
         let hub = name("hub");
         // From here on an error removes what was made.
@@ -77,7 +82,7 @@ impl NetLab {
         let open = |(host, name): (usize, &String)| Host::open(name, Some(host), folder);
         let hosts = names.iter().enumerate().map(open).collect::<anyhow::Result<Vec<_>>>()?;
         let hub = Host::open(&hub, None, None)?;
-        let lab = Self { hub, hosts, _names: all };
+        let lab = Self { hub, hosts, _names: all, _held: held };
         for host in &lab.hosts {
             // Addresses of one kind keep every peer on the same links.
             host.within(|| std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1"))??;

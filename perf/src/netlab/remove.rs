@@ -1,8 +1,11 @@
-//! The end of a lab: every process in its namespaces, then the namespaces. What bears the name of
-//! a process that still measures is left alone.
+//! The end of a lab: every process in its namespaces, then the namespaces. A lab whose
+//! maker still runs is left alone.
 
 use std::collections::HashSet;
+use std::io;
+use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -38,20 +41,23 @@ pub fn cleanup() -> usize {
     let entries = std::fs::read_dir(NAMED).into_iter().flatten().flatten();
     let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
     let stale: Vec<String> =
-        names.filter(|name| maker(name).is_some_and(|maker| !measures(maker))).collect();
+        names.filter(|name| lab_of(name).is_some_and(|lab| hold(lab).is_ok())).collect();
     remove(&stale);
     stale.len()
 }
 
-/// Who made a namespace, if it is one of ours.
-fn maker(name: &str) -> Option<u32> {
-    name.strip_prefix(PREFIX)?.split_once('-')?.0.parse().ok()
+/// The lab that a namespace belongs to, if it is one of ours.
+fn lab_of(namespace: &str) -> Option<&str> {
+    let (lab, host) = namespace.rsplit_once('-')?;
+    let (maker, number) = lab.strip_prefix(PREFIX)?.split_once('-')?;
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    (digits(maker) && digits(number) && (host == "hub" || digits(host))).then_some(lab)
 }
 
-/// Whether a process of this program still runs under `pid`.
-fn measures(pid: u32) -> bool {
-    let name = |pid: &str| std::fs::read_to_string(format!("/proc/{pid}/comm")).ok();
-    name(&pid.to_string()).is_some_and(|found| Some(found) == name("self"))
+/// What a lab holds as long as its maker lives, whatever ends it: a socket that no other process
+/// can have meanwhile. A process id alone would not do, as it may be another's by now.
+pub(super) fn hold(lab: &str) -> io::Result<UnixListener> {
+    UnixListener::bind_addr(&SocketAddr::from_abstract_name(lab)?)
 }
 
 fn remove(names: &[String]) {
@@ -91,17 +97,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_names_of_labs_have_a_maker() {
-        assert_eq!(maker("skein-lab-4711-0-hub"), Some(4711));
-        assert_eq!(maker("skein-lab-x-0-hub"), None);
-        assert_eq!(maker("skein-lab-4711"), None);
-        assert_eq!(maker("web-4711-0-hub"), None);
+    fn only_names_of_labs_are_of_a_lab() {
+        assert_eq!(lab_of("skein-lab-4711-0-hub"), Some("skein-lab-4711-0"));
+        assert_eq!(lab_of("skein-lab-4711-0-12"), Some("skein-lab-4711-0"));
+        let others = ["skein-lab-x-0-hub", "skein-lab-4711-0", "skein-lab-1-2-x", "web-4711-0-hub"];
+        for other in others {
+            assert_eq!(lab_of(other), None, "{other}");
+        }
     }
 
     #[test]
-    fn a_process_that_runs_keeps_its_lab() {
-        assert!(measures(std::process::id()));
-        assert!(!measures(1), "the first process is none of this program");
-        assert!(!measures(u32::MAX));
+    fn a_lab_is_held_until_its_maker_ends() {
+        let lab = format!("{PREFIX}{}-test", std::process::id());
+        let held = hold(&lab).unwrap();
+        assert!(hold(&lab).is_err());
+        drop(held);
+        hold(&lab).unwrap();
     }
 }
