@@ -1,10 +1,15 @@
 //! Files that are sent: made so that nothing on the way can shorten them, and proved afterwards.
 
 use std::io::{Read, Write};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::time::Instant;
 
 use anyhow::Context;
 use ring::digest;
+
+/// Flushes of one look at a disk.
+const FLUSHES: u64 = 300;
 
 /// A file of bytes that neither compress nor repeat; another `seed` gives another file.
 pub fn write_noise(file: &Path, bytes: u64, seed: u64) -> anyhow::Result<()> {
@@ -39,6 +44,24 @@ pub fn sha256_of(file: &Path) -> anyhow::Result<Vec<u8>> {
             bytes => context.update(&block[..bytes]),
         }
     }
+}
+
+/// The 99th percentile of a bare loop that writes `bytes` and waits for them to be on the disk, in
+/// seconds: what a host cannot do without to have a short file for good.
+pub fn flush_p99(folder: &Path, bytes: usize) -> anyhow::Result<f64> {
+    let path = folder.join("flush.bin");
+    let file = std::fs::File::create(&path).with_context(|| path.display().to_string())?;
+    let content = vec![7; bytes];
+    let flush = |at: u64| -> anyhow::Result<f64> {
+        let started = Instant::now();
+        file.write_all_at(&content, at * bytes as u64)?;
+        file.sync_data()?;
+        Ok(started.elapsed().as_secs_f64())
+    };
+    let mut times = (0..FLUSHES).map(flush).collect::<anyhow::Result<Vec<_>>>()?;
+    std::fs::remove_file(&path)?;
+    times.sort_by(f64::total_cmp);
+    Ok(times[times.len() * 99 / 100])
 }
 
 #[cfg(test)]

@@ -9,8 +9,8 @@ use crate::netlab::HOSTS_MAX;
 
 /// Receivers times their rate, in bit/s: more is bound by this machine's cores and not by links.
 const SUM_OF_RATES_MAX: u64 = 1_500_000_000;
-/// Files so short that they never fill their links are exempt.
-const SHORT_BYTES: u64 = 1 << 20;
+/// Files so short that they never fill their links: what counts there is latency.
+pub const SHORT_BYTES: u64 = 1 << 20;
 /// A file; each receiver writes one.
 const BYTES_MAX: u64 = 4 << 30;
 

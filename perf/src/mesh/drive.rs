@@ -6,16 +6,15 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, ensure};
 
-use super::cells::{Cell, Fault};
+use super::cells::{Cell, Fault, SHORT_BYTES};
 use crate::content::sha256_of;
 use crate::machine::busy_us;
 use crate::netlab::{Host, NetLab};
 
 /// Between two looks at all hosts.
 const LOOK: Duration = Duration::from_millis(20);
-/// The same for files that are there within a few looks.
+/// The same for short files.
 const LOOK_OFTEN: Duration = Duration::from_millis(1);
-const OFTEN_BYTES: u64 = 1 << 20;
 /// A host that was killed is back after this time.
 const BACK: Duration = Duration::from_secs(1);
 /// Copies that have left a source when it dies.
@@ -146,7 +145,7 @@ pub fn drive<C: Crew>(
     submit(crew)?;
     let mut finished: Vec<Option<SystemTime>> = vec![None; cell.receivers];
     let mut note = String::new();
-    let look = if cell.bytes <= OFTEN_BYTES { LOOK_OFTEN } else { LOOK };
+    let look = if cell.bytes <= SHORT_BYTES { LOOK_OFTEN } else { LOOK };
     loop {
         for (host, at) in finished.iter_mut().enumerate() {
             // The kernel's own clock of files is coarse: too coarse for the shortest.

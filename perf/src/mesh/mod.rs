@@ -20,10 +20,10 @@ use anyhow::{bail, ensure};
 
 pub use relay::Relay;
 
-use crate::content::write_noise;
+use crate::content::{flush_p99, write_noise};
 use crate::netlab::{self, NetLab};
 use crate::report::Report;
-use cells::{Cell, Fault};
+use cells::{Cell, Fault, SHORT_BYTES};
 use drive::{Job, Outcome, drive, verify};
 use peer::{PEERS, Peer, PeerCrew};
 use skein::{Fleet, SkeinCrew, has_gears};
@@ -190,7 +190,11 @@ impl Mesh {
                 }
             }
         }
-        Ok(Results { cell: cell.clone(), goodput, bound, measured })
+        let flush_p99 = match cell.bytes {
+            ..=SHORT_BYTES => Some(flush_p99(&bench.folder, cell.bytes as usize)?),
+            _ => None,
+        };
+        Ok(Results { cell: cell.clone(), goodput, bound, flush_p99, measured })
     }
 
     fn limit(&self, bound: Option<f64>) -> Duration {

@@ -36,6 +36,8 @@ pub struct Results {
     pub goodput: Option<f64>,
     /// Least time for all but special hosts, in seconds.
     pub bound: Option<f64>,
+    /// Of short files: a bare write and flush of as many bytes, 99th percentile, in seconds.
+    pub flush_p99: Option<f64>,
     /// By contender.
     pub measured: Vec<Measured>,
 }
@@ -206,6 +208,10 @@ impl Results {
                 notes.push(format!("{name}: {rate:.0} MB/s delivered in all."));
             }
         }
+        if let Some(seconds) = self.flush_p99 {
+            let ms = seconds * 1e3;
+            notes.push(format!("A bare write and flush takes {ms:.1} ms here (99th percentile)."));
+        }
         if self.cell.overloads() {
             notes.push(
                 "More bits than this machine's cores can carry: not a matter of links.".into(),
@@ -281,7 +287,13 @@ mod tests {
     fn results(outcomes: Vec<Outcome>) -> Results {
         let measured = Measured { outcomes, ..Measured::new("chain") };
         let cell = choose("4x100x4M").unwrap().remove(0);
-        Results { cell, goodput: Some(4e6), bound: Some(2.0), measured: vec![measured] }
+        Results {
+            cell,
+            goodput: Some(4e6),
+            bound: Some(2.0),
+            flush_p99: None,
+            measured: vec![measured],
+        }
     }
 
     #[test]
