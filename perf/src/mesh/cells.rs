@@ -73,7 +73,8 @@ const GRID: [&str; 5] = ["1000x1K", "1000x64K", "1000x1M", "100x16M", "100x128M"
 const GRID_HOSTS: [usize; 5] = [1, 2, 4, 16, 48];
 
 /// Cells by name, or of a set. A name without a fault is its own description: receivers, Mbit/s of
-/// each host (`-`: no limit) and size, as in `16x20x32M`.
+/// each host (`-`: no limit) and size, as in `16x20x32M`; a fault may follow, as in
+/// `16x20x32M+loss`.
 pub fn choose(names: &str) -> anyhow::Result<Vec<Cell>> {
     let mut chosen: Vec<Cell> = Vec::new();
     for name in names.split(',').map(str::trim) {
@@ -109,11 +110,22 @@ fn of_set(name: &str) -> Vec<String> {
 
 impl Cell {
     fn named(name: &str) -> anyhow::Result<Self> {
-        if let Some((_, fault)) = ROBUST.iter().find(|(fault, _)| *fault == name) {
-            let links = Self::named(ROBUST_LINKS)?;
-            return Ok(Self { name: name.to_owned(), fault: *fault, ..links });
+        let fault_of = |name: &str| Some(ROBUST.iter().find(|(fault, _)| *fault == name)?.1);
+        let with_fault = match (fault_of(name), name.split_once('+')) {
+            (Some(fault), _) => Some((ROBUST_LINKS, fault)),
+            (None, Some((links, fault))) => fault_of(fault).map(|fault| (links, fault)),
+            (None, None) => None,
+        };
+        if let Some((links, fault)) = with_fault {
+            let links = Self::named(links)?;
+            ensure!(
+                links.rate.is_some() && links.receivers > 1,
+                "{name}: 2 hosts and a rate, please"
+            );
+            return Ok(Self { name: name.to_owned(), fault, ..links });
         }
-        let known = "small, schedule, robust, cost, tiny, grid, all, a fault, or as in 16x20x32M";
+        let known =
+            "small, schedule, robust, cost, tiny, grid, all, a fault, or as in 16x20x32M+loss";
         let unknown = || format!("no cell \"{name}\": {known}");
         let parts: Vec<&str> = name.split('x').collect();
         let [receivers, rate, size] = parts[..] else { bail!(unknown()) };
@@ -257,7 +269,18 @@ mod tests {
             assert_eq!(choose(set).unwrap().len(), cells, "{set}");
         }
         assert_eq!(choose("8x100x16M,small").unwrap().len(), 2, "each only once");
-        for wrong in ["", "16x20", "16x20x32", "0x20x1M", "16x20x0M", "900x1x1M", "1x1x9000M"] {
+        for wrong in [
+            "",
+            "4x100x4M+fire",
+            "4x-x4M+loss",
+            "4x100x4M+loss+loss",
+            "16x20",
+            "16x20x32",
+            "0x20x1M",
+            "16x20x0M",
+            "900x1x1M",
+            "1x1x9000M",
+        ] {
             assert!(choose(wrong).is_err(), "{wrong}");
         }
     }
@@ -269,6 +292,8 @@ mod tests {
         assert!(!tiny.overloads(), "too short to fill anything");
         assert!(cell("48x100x16M").overloads());
         assert_eq!(cell("1x-x1024M").rate, None);
+        let lossy = cell("4x100x4M+loss");
+        assert_eq!((lossy.receivers, lossy.fault), (4, Fault::Loss));
     }
 
     #[test]

@@ -41,8 +41,9 @@ const LIMIT_UNSHAPED: Duration = Duration::from_secs(180);
 /// What to measure.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Mesh {
-    /// small, schedule, robust, cost, tiny, grid, all; one by its fault (slow-host, kill-tenth,
-    /// source-dies, loss, source-slows) or as in 16x20x32M: receivers, Mbit/s (- for no limit), size
+    /// small, schedule, robust, cost, tiny, grid, all; or single ones as in 16x20x32M: receivers,
+    /// Mbit/s (- for no limit), size. What goes wrong may follow, as in 4x100x16M+loss, or stand
+    /// alone: slow-host, kill-tenth, source-dies, loss, source-slows
     #[arg(long, default_value = "small")]
     cells: String,
     /// skein, skein:GEAR, chain, chain-sha256, direct, libtorrent, libtorrent-super,
@@ -145,14 +146,12 @@ impl Mesh {
         let mut folder = tempfile::Builder::new().prefix("mesh-").tempdir_in(&self.folder)?;
         folder.disable_cleanup(self.keep);
         let folder_path = folder.path().canonicalize()?;
+        let started = Instant::now();
         let lab = NetLab::start(cell.receivers + 1, Some(&folder_path))?;
-        let goodput = match cell.rate {
-            Some(rate) => {
-                lab.shape(rate)?;
-                Some(lab.goodput(0, 1)?)
-            }
-            None => None,
-        };
+        cell.rate.map_or(Ok(()), |rate| lab.shape(rate))?;
+        let seconds = started.elapsed().as_secs_f64();
+        eprintln!("{} namespaces in {seconds:.1} s", lab.hosts().len() + 1);
+        let goodput = cell.rate.map(|_| lab.goodput(0, 1)).transpose()?;
         spoil(&lab, cell)?;
         let bound = goodput.map(|goodput| cell.bound(goodput));
         let mut measured: Vec<Measured> =

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use super::cells::{Cell, Fault};
+use super::cells::{Cell, Fault, SHORT_BYTES};
 use super::drive::Outcome;
 use crate::report::{Report, Spread};
 
@@ -97,6 +97,14 @@ impl Results {
         ]
     }
 
+    /// A time over the bound; short files are all latency, which the bound knows nothing of.
+    fn share(&self, seconds: f64) -> String {
+        match self.bound {
+            Some(bound) if self.cell.bytes > SHORT_BYTES => format!("{:.2}", seconds / bound),
+            _ => "-".to_owned(),
+        }
+    }
+
     fn rows(&self) -> Vec<Vec<String>> {
         self.measured.iter().map(|measured| self.row(measured)).collect()
     }
@@ -127,7 +135,7 @@ impl Results {
             match measured.computed {
                 Some(last) => {
                     row.extend([format!("- / - / {last:.0}, computed"), "-".to_owned()]);
-                    row.push(self.bound.map_or("-".into(), |bound| format!("{:.2}", last / bound)));
+                    row.push(self.share(last));
                     row.push("1.00".to_owned());
                     row.push(format!("{}.00", self.cell.receivers));
                     row.extend(["".into(), "computed".into(), "-".into()]);
@@ -153,7 +161,7 @@ impl Results {
             time(last.median)
         ));
         row.push(format!("{} to {}", time(last.min), time(last.max)));
-        row.push(self.bound.map_or("-".into(), |bound| format!("{:.2}", last.median / bound)));
+        row.push(self.share(last.median));
         let skew = spread(&|times| last_of(times) / middle_of(times));
         row.push(format!("{:.2}", skew.median));
         let sent = Spread::of(whole.iter().map(|(outcome, _)| outcome.source_copies));
