@@ -2,7 +2,8 @@
 # Installs what is missing on a bare Debian 12: for `build` a C compiler (and says how to get Rust),
 # for `test` also promtool and prometheus (unpacked into .tools, no service is started), zig as the
 # linker for old glibc (a Python environment in .tools) and the BitTorrent clients that ours is
-# tried with.
+# tried with; for `mesh` the programs that bulk distribution is measured beside, and those that make
+# a network of namespaces.
 source "$(dirname "$0")/lib.sh"
 need=${1:-build}
 rust_wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
@@ -27,6 +28,15 @@ package() {
   note "installing $2"
   apt_update
   as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$2" >/dev/null
+}
+
+# module PACKAGE: the same for a package without a command of its own.
+module() {
+  dpkg -s "$1" >/dev/null 2>&1 && return
+  have dpkg || die "$1 is missing; only Debian's package of it is known"
+  note "installing $1"
+  apt_update
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$1" >/dev/null
 }
 
 install_rust() {
@@ -84,5 +94,13 @@ case $need in
     install_prometheus
     install_zig
     ;;
-  *) die "usage: bootstrap.sh [build|test]" ;;
+  mesh)
+    package ip iproute2
+    package nft nftables
+    package aria2c aria2
+    package transmission-cli transmission-cli
+    package udp-sender udpcast
+    module python3-libtorrent
+    ;;
+  *) die "usage: bootstrap.sh [build|test|mesh]" ;;
 esac

@@ -8,6 +8,8 @@ if [ $# -eq 0 ]; then
        /^    [A-Z][a-z]+\(/ { name = $1; sub(/\(.*/, "", name); printf "  %-10s %s\n", tolower(name), doc }' perf/src/main.rs
   exit
 fi
+# `mesh` stands beside programs of other packages; this says which it installs.
+if [ "$1" = mesh ]; then scripts/bootstrap.sh mesh; fi
 # Sites are made of the shipped binaries, which stand beside the harness.
 cargo build -q --release -p skein -p skein-agent -p skein-perf
 exec target/release/skein-perf "$@"

@@ -4,6 +4,7 @@
 mod agents;
 mod authority;
 mod channel;
+mod content;
 mod echo;
 mod feed;
 mod frames;
@@ -14,6 +15,8 @@ mod lab;
 mod ledger;
 mod lines;
 mod machine;
+mod mesh;
+mod netlab;
 mod parts;
 mod peers;
 mod pipeline;
@@ -60,8 +63,14 @@ enum What {
     Pipeline(pipeline::Pipeline),
     /// A file to one host: CPU of all processes against the sum of the parts
     Push(push::Push),
+    /// A file to many hosts in shaped network namespaces, beside chain, libtorrent, aria2 ...
+    Mesh(mesh::Mesh),
+    /// Remove network namespaces that an interrupted `mesh` left
+    Cleanup(netlab::Cleanup),
     /// An agent that has nothing to do: memory, CPU, size
     Idle(idle::Idle),
+    #[command(hide = true)]
+    RelayProcess(mesh::Relay),
     #[command(hide = true)]
     DataProcess {
         #[arg(long, default_value_t = 1)]
@@ -83,7 +92,10 @@ fn main() -> anyhow::Result<()> {
         What::Parts(parts) => parts.run(),
         What::Pipeline(pipeline) => pipeline.run(),
         What::Push(push) => push.run(),
+        What::Mesh(mesh) => mesh.run(),
+        What::Cleanup(cleanup) => cleanup.run(),
         What::Idle(idle) => idle.run(),
+        What::RelayProcess(relay) => relay.run(),
         What::DataProcess { cores, disk, folder } => {
             let any = |host: [u8; 4]| std::net::SocketAddr::from((host, 0));
             let mut config = DataConfig::new(folder);

@@ -1,15 +1,15 @@
 //! A push of one file to one host: CPU of every process that took part, against the sum of its
 //! parts measured alone on the same bytes: TLS sends and receives, hashes, one read, one write.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::ensure;
 
+use crate::content::{sha256_of, write_noise};
 use crate::machine::{KernelThreads, Work};
 use crate::process::Cpu;
-use crate::push_parts::{GIB, Parts, sha256_of};
+use crate::push_parts::{GIB, Parts};
 use crate::report::{Report, Spread};
 use crate::site::{Agent, Site};
 
@@ -52,7 +52,7 @@ impl Push {
         std::fs::create_dir_all(&self.folder)?;
         let folder = self.folder.canonicalize()?;
         let file = folder.join("push.bin");
-        self.write_source(&file)?;
+        write_noise(&file, self.bytes, 0)?;
         let site = Site::start(&folder)?;
         let agent = site.agent("agent", "")?;
         let target = site.path("received");
@@ -155,26 +155,6 @@ impl Push {
         );
         std::fs::remove_file(&received)?;
         Ok(Round { parts, processes: used, flush: per_gib(kernel.used_us(Work::Flush)), seconds })
-    }
-
-    /// Bytes that neither compress nor repeat.
-    fn write_source(&self, file: &Path) -> anyhow::Result<()> {
-        let mut out = std::io::BufWriter::with_capacity(1 << 20, std::fs::File::create(file)?);
-        let mut state = 0x9e37_79b9_7f4a_7c15u64;
-        let mut block = vec![0u8; 1 << 20];
-        let mut left = self.bytes as usize;
-        while left > 0 {
-            for word in block.chunks_exact_mut(8) {
-                state ^= state << 13;
-                state ^= state >> 7;
-                state ^= state << 17;
-                word.copy_from_slice(&state.to_le_bytes());
-            }
-            let bytes = left.min(block.len());
-            out.write_all(&block[..bytes])?;
-            left -= bytes;
-        }
-        Ok(out.flush()?)
     }
 }
 

@@ -5,7 +5,6 @@ use std::io::{Read, Write};
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::Context;
 use ring::digest;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, ServerConnection};
@@ -99,19 +98,6 @@ impl Parts {
     /// into the server's cache and the read from there.
     pub fn detour(&self) -> f64 {
         self.upload() + self.write + self.read
-    }
-}
-
-/// SHA-256 of a whole file.
-pub fn sha256_of(file: &Path) -> anyhow::Result<Vec<u8>> {
-    let mut context = digest::Context::new(&digest::SHA256);
-    let mut file = std::fs::File::open(file).with_context(|| file.display().to_string())?;
-    let mut block = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut block)? {
-            0 => return Ok(context.finish().as_ref().to_vec()),
-            bytes => context.update(&block[..bytes]),
-        }
     }
 }
 

@@ -114,7 +114,7 @@ fn conditions() -> String {
     let date = run("date", &["-u", "+%Y-%m-%d %H:%M UTC"]);
     format!(
         "{date}, commit {commit}, profile {profile}, {cores} cores ({}), Linux {}, load before \
-         {load}; server and load generator on the same machine over loopback",
+         {load}; everything on this machine",
         model.trim_start_matches([' ', ':', '\t']),
         kernel.trim(),
     )

@@ -1,0 +1,274 @@
+//! One run: a file is submitted, hosts are watched until all have it, and what is to go wrong goes
+//! wrong on time. Who carries the file does not matter here.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context, ensure};
+
+use super::cells::{Cell, Fault, SHORT_BYTES};
+use crate::content::sha256_of;
+use crate::machine::busy_us;
+use crate::netlab::{Host, NetLab};
+
+/// Between two looks at all hosts.
+const LOOK: Duration = Duration::from_millis(20);
+/// The same for short files.
+const LOOK_OFTEN: Duration = Duration::from_millis(1);
+/// A host that was killed is back after this time.
+const BACK: Duration = Duration::from_secs(1);
+/// Copies that have left a source when it dies.
+const COPIES_BEFORE_DEATH: f64 = 1.05;
+
+/// What one run is about. Receiver `n` is host `n + 1` of the lab, the source is host 0.
+pub struct Job<'a> {
+    /// Its hosts.
+    pub lab: &'a NetLab,
+    /// Its conditions.
+    pub cell: &'a Cell,
+    /// Folder of the lab.
+    pub folder: PathBuf,
+    /// No other run of this lab has it.
+    pub number: usize,
+    /// The file.
+    pub source: PathBuf,
+    /// Longest time.
+    pub limit: Duration,
+    /// Least time, without a limit of the links none.
+    pub bound: Option<Duration>,
+}
+
+impl Job<'_> {
+    fn name(&self) -> String {
+        format!("run-{}", self.number)
+    }
+
+    /// A receiver.
+    pub fn receiver(&self, host: usize) -> &Host {
+        &self.lab.hosts()[host + 1]
+    }
+
+    /// Where a receiver's file goes.
+    pub fn folder_of(&self, host: usize) -> PathBuf {
+        self.folder.join(format!("hosts/{:03}", host + 1)).join(self.name())
+    }
+
+    /// The same as each receiver's own processes see it.
+    pub fn seen_by_all(&self) -> PathBuf {
+        self.folder.join("here").join(self.name())
+    }
+
+    /// A receiver's file.
+    pub fn target(&self, host: usize) -> PathBuf {
+        self.folder_of(host).join(self.source.file_name().unwrap_or_default())
+    }
+
+    /// What a peer makes when it has the file.
+    pub fn done(&self, host: usize) -> PathBuf {
+        self.folder_of(host).join("done")
+    }
+
+    /// For logs and what peers need beside the file.
+    pub fn scratch(&self) -> PathBuf {
+        self.folder.join(self.name())
+    }
+
+    /// Metainfo of the BitTorrent peers.
+    pub fn torrent(&self) -> PathBuf {
+        self.scratch().join("file.torrent")
+    }
+
+    /// Makes the folders of a run.
+    pub fn make_folders(&self) -> anyhow::Result<()> {
+        std::fs::create_dir_all(self.scratch())?;
+        for host in 0..self.cell.receivers {
+            std::fs::create_dir_all(self.folder_of(host))?;
+        }
+        Ok(())
+    }
+
+    /// Removes them with everything in them.
+    pub fn remove_folders(&self) {
+        let of_hosts = (0..self.cell.receivers).map(|host| self.folder_of(host));
+        for folder in of_hosts.chain([self.scratch()]) {
+            let _ = std::fs::remove_dir_all(folder);
+        }
+    }
+}
+
+/// Those who carry the file: Skein, or a peer.
+pub trait Crew {
+    /// When a receiver had the whole file.
+    fn finished(&mut self, host: usize) -> Option<SystemTime>;
+    /// kill -9 of everything that a receiver runs.
+    fn kill(&mut self, host: usize);
+    /// Starts it again.
+    fn restart(&mut self, host: usize) -> anyhow::Result<()>;
+    /// kill -9 of everything that the source runs.
+    fn kill_source(&mut self);
+    /// Why nothing more will come.
+    fn over(&mut self) -> Option<String>;
+}
+
+/// What one run showed.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// Seconds from the submission until each receiver had the file; none: not within the limit.
+    pub finished: Vec<Option<f64>>,
+    /// Bytes that the source's link sent until the last host had the file, with headers, in files.
+    pub source_copies: f64,
+    /// The same of what each special host's link received.
+    pub special_copies: Vec<f64>,
+    /// Cores of this machine that were busy meanwhile.
+    pub cores_busy: f64,
+    /// Load average of the last minute at the start.
+    pub load: f64,
+    /// Why it ended before all hosts had the file.
+    pub note: String,
+}
+
+/// Watches a run from its submission, which `submit` makes.
+pub fn drive<C: Crew>(
+    job: &Job,
+    crew: &mut C,
+    submit: impl FnOnce(&mut C) -> anyhow::Result<()>,
+) -> anyhow::Result<Outcome> {
+    let cell = job.cell;
+    let special = cell.special();
+    let hosts = job.lab.hosts();
+    let sent_before = hosts[0].carried()?.sent;
+    let received = |host: &usize| anyhow::Ok(job.receiver(*host).carried()?.received);
+    let before = special.iter().map(received).collect::<anyhow::Result<Vec<_>>>()?;
+    let (load, busy_before) = (load()?, busy_us()?);
+    let (began, started) = (SystemTime::now(), Instant::now());
+    let mut trouble = Trouble::new(job);
+    submit(crew)?;
+    let mut finished: Vec<Option<SystemTime>> = vec![None; cell.receivers];
+    let mut note = String::new();
+    let look = if cell.bytes <= SHORT_BYTES { LOOK_OFTEN } else { LOOK };
+    loop {
+        for (host, at) in finished.iter_mut().enumerate() {
+            // The kernel's own clock of files is coarse: too coarse for the shortest.
+            if at.is_none() {
+                let found = crew.finished(host);
+                *at = found.map(|at| if look == LOOK { at } else { SystemTime::now() });
+            }
+        }
+        if finished.iter().all(Option::is_some) && trouble.is_over() {
+            break;
+        }
+        if started.elapsed() >= job.limit {
+            note = format!("stopped after {} s", job.limit.as_secs());
+            break;
+        }
+        if let Some(why) = crew.over() {
+            // It may have ended between the two looks.
+            let missing = (0..cell.receivers).any(|host| crew.finished(host).is_none());
+            if missing {
+                note = why;
+                break;
+            }
+        }
+        trouble.look(job, crew, started.elapsed(), sent_before)?;
+        std::thread::sleep(look);
+    }
+    let elapsed = started.elapsed();
+    let busy = busy_us()? - busy_before;
+    let copies = |bytes: u64| bytes as f64 / cell.bytes as f64;
+    let source_copies = copies(hosts[0].carried()?.sent - sent_before);
+    let special_copies = special.iter().zip(before).map(|(host, before)| {
+        let after = received(host)?;
+        anyhow::Ok(copies(after - before))
+    });
+    let seconds = |at: SystemTime| at.duration_since(began).map_or(0.0, |time| time.as_secs_f64());
+    Ok(Outcome {
+        finished: finished.into_iter().map(|at| at.map(seconds)).collect(),
+        source_copies,
+        special_copies: special_copies.collect::<anyhow::Result<_>>()?,
+        cores_busy: busy as f64 / elapsed.as_micros() as f64,
+        load,
+        note,
+    })
+}
+
+/// Proves what was received against the source; a difference ends everything.
+pub fn verify(job: &Job, outcome: &Outcome) -> anyhow::Result<()> {
+    let expected = sha256_of(&job.source)?;
+    let had = outcome.finished.iter().enumerate().filter(|(_, at)| at.is_some());
+    for (host, _) in had {
+        let found = sha256_of(&job.target(host))?;
+        ensure!(found == expected, "receiver {host} has another file than the source");
+    }
+    Ok(())
+}
+
+fn load() -> anyhow::Result<f64> {
+    let text = std::fs::read_to_string("/proc/loadavg")?;
+    Ok(text.split(' ').next().context("empty /proc/loadavg")?.parse()?)
+}
+
+/// What goes wrong, and when.
+struct Trouble {
+    special: Vec<usize>,
+    stage: Stage,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Stage {
+    Waiting,
+    Down(Duration),
+    Over,
+}
+
+impl Trouble {
+    fn new(job: &Job) -> Self {
+        let late = [Fault::KillTenth, Fault::SourceDies, Fault::SourceSlows];
+        let stage = if late.contains(&job.cell.fault) { Stage::Waiting } else { Stage::Over };
+        Self { special: job.cell.special(), stage }
+    }
+
+    /// Whether nothing is pending: hosts that are down still have to come back.
+    fn is_over(&self) -> bool {
+        !matches!(self.stage, Stage::Down(_))
+    }
+
+    fn look(
+        &mut self,
+        job: &Job,
+        crew: &mut impl Crew,
+        elapsed: Duration,
+        sent_before: u64,
+    ) -> anyhow::Result<()> {
+        let bound = job.bound.unwrap_or(Duration::MAX);
+        match (self.stage, job.cell.fault) {
+            (Stage::Waiting, Fault::KillTenth) if elapsed >= bound / 2 => {
+                self.special.iter().for_each(|host| crew.kill(*host));
+                self.stage = Stage::Down(elapsed + BACK);
+            }
+            (Stage::Down(until), _) if elapsed >= until => {
+                self.special.iter().try_for_each(|host| crew.restart(*host))?;
+                self.stage = Stage::Over;
+            }
+            (Stage::Waiting, Fault::SourceDies) => {
+                let sent = job.lab.hosts()[0].carried()?.sent - sent_before;
+                if sent as f64 >= COPIES_BEFORE_DEATH * job.cell.bytes as f64 {
+                    crew.kill_source();
+                    self.stage = Stage::Over;
+                }
+            }
+            (Stage::Waiting, Fault::SourceSlows) if elapsed >= bound_at_thirty(job) => {
+                let rate = job.cell.rate.context("a source slows on a shaped link")?;
+                job.lab.set_rate(0, rate / 5)?;
+                self.stage = Stage::Over;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+/// 30 % of what the whole file takes at the full rate: the bound of a cell with a slowing source is
+/// 0.3 and 5 times 0.7 of that.
+fn bound_at_thirty(job: &Job) -> Duration {
+    job.bound.map_or(Duration::MAX, |bound| bound.mul_f64(0.3 / (0.3 + 0.7 * 5.0)))
+}

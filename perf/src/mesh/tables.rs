@@ -1,0 +1,336 @@
+//! What a matrix showed, in tables: per cell one row for each who took part. All figures are medians
+//! over the rounds in which every host got the file; how many that were stands beside them.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use super::cells::{Cell, Fault, SHORT_BYTES};
+use super::drive::Outcome;
+use crate::report::{Report, Spread};
+
+/// All rounds of one contender in a cell.
+#[derive(Debug, Default)]
+pub struct Measured {
+    /// As on the command line.
+    pub name: String,
+    /// One per round.
+    pub outcomes: Vec<Outcome>,
+    /// Rounds that could not be measured, and why.
+    pub failed: Vec<String>,
+    /// Rounds that the time did not allow.
+    pub skipped: usize,
+    /// Last host by arithmetic, where it is not worth waiting for, in seconds.
+    pub computed: Option<f64>,
+    /// Ways that Skein said it took.
+    pub gears: BTreeSet<String>,
+    /// Most memory of an agent since its start, in KiB.
+    pub agent_peak_kib: u64,
+}
+
+/// All rounds of a cell.
+#[derive(Debug)]
+pub struct Results {
+    /// Its conditions.
+    pub cell: Cell,
+    /// What TCP got from host to host, bytes/s.
+    pub goodput: Option<f64>,
+    /// Least time for all but special hosts, in seconds.
+    pub bound: Option<f64>,
+    /// Of short files: a bare write and flush of as many bytes, 99th percentile, in seconds.
+    pub flush_p99: Option<f64>,
+    /// By contender.
+    pub measured: Vec<Measured>,
+}
+
+impl Measured {
+    /// Nothing yet.
+    pub fn new(name: &str) -> Self {
+        Self { name: name.to_owned(), ..Self::default() }
+    }
+}
+
+impl Outcome {
+    /// Receivers that have the file.
+    fn complete(&self) -> usize {
+        self.finished.iter().flatten().count()
+    }
+
+    /// Times of those to whom nothing special happened, sorted; none unless all of them have the
+    /// file.
+    fn others(&self, special: &[usize]) -> Option<Vec<f64>> {
+        let others = self.finished.iter().enumerate().filter(|(host, _)| !special.contains(host));
+        let mut times = others.map(|(_, at)| *at).collect::<Option<Vec<f64>>>()?;
+        times.sort_by(f64::total_cmp);
+        (!times.is_empty()).then_some(times)
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (hosts, complete) = (self.finished.len(), self.complete());
+        let last = self.finished.iter().flatten().copied().fold(0.0, f64::max);
+        write!(f, "{complete} of {hosts} hosts in {last:.2} s, source sent ")?;
+        write!(f, "{:.2} F, {:.1} cores busy, ", self.source_copies, self.cores_busy)?;
+        write!(f, "load before {:.1} {}", self.load, self.note)
+    }
+}
+
+impl Results {
+    /// A line per contender for the one who waits.
+    pub fn summary(&self) -> String {
+        let rows = self.rows().into_iter().map(|row| format!("  {}\n", row.join(" | ")));
+        let bound = self.bound.map_or(String::new(), |bound| format!(", bound {bound:.2} s"));
+        format!("{}{bound}\n{}", self.cell.name, rows.collect::<String>())
+    }
+
+    fn head() -> [&'static str; 9] {
+        [
+            "who",
+            "first / median / last host, s",
+            "last, least to most",
+            "last ÷ bound",
+            "last ÷ median host",
+            "source sent, F",
+            "special hosts",
+            "runs complete",
+            "cores busy; load before",
+        ]
+    }
+
+    /// A time over the bound; short files are all latency, which the bound knows nothing of.
+    fn share(&self, seconds: f64) -> String {
+        match self.bound {
+            Some(bound) if self.cell.bytes > SHORT_BYTES => format!("{:.2}", seconds / bound),
+            _ => "-".to_owned(),
+        }
+    }
+
+    fn rows(&self) -> Vec<Vec<String>> {
+        self.measured.iter().map(|measured| self.row(measured)).collect()
+    }
+
+    fn row(&self, measured: &Measured) -> Vec<String> {
+        let special = self.cell.special();
+        let runs = measured.outcomes.len() + measured.failed.len();
+        let whole: Vec<(&Outcome, Vec<f64>)> = measured
+            .outcomes
+            .iter()
+            .filter(|outcome| outcome.complete() == outcome.finished.len())
+            .filter_map(|outcome| Some((outcome, outcome.others(&special)?)))
+            .collect();
+        let mut runs = format!("{} of {runs}", whole.len());
+        let most = measured.outcomes.iter().map(Outcome::complete).max();
+        if whole.is_empty()
+            && let Some(most) = most
+        {
+            runs += &format!(", at most {most} of {} hosts", self.cell.receivers);
+        }
+        let load = |outcomes: &[&Outcome]| {
+            let cores = Spread::of(outcomes.iter().map(|outcome| outcome.cores_busy)).median;
+            let load = Spread::of(outcomes.iter().map(|outcome| outcome.load));
+            format!("{cores:.1}; {:.1} to {:.1}", load.min, load.max)
+        };
+        let mut row = vec![measured.name.clone()];
+        if whole.is_empty() {
+            match measured.computed {
+                Some(last) => {
+                    row.extend([format!("- / - / {last:.0}, computed"), "-".to_owned()]);
+                    row.push(self.share(last));
+                    row.push("1.00".to_owned());
+                    row.push(format!("{}.00", self.cell.receivers));
+                    row.extend(["".into(), "computed".into(), "-".into()]);
+                }
+                None => {
+                    row.extend(["-", "-", "-", "-", "-", ""].map(str::to_owned));
+                    row.push(runs);
+                    let all: Vec<&Outcome> = measured.outcomes.iter().collect();
+                    row.push(if all.is_empty() { "-".into() } else { load(&all) });
+                }
+            }
+            return row;
+        }
+        let spread = |pick: &dyn Fn(&[f64]) -> f64| Spread::of(whole.iter().map(|(_, t)| pick(t)));
+        let last_of = |times: &[f64]| times[times.len() - 1];
+        let middle_of = |times: &[f64]| Spread::of(times.iter().copied()).median;
+        let (first, middle) = (spread(&|times| times[0]), spread(&middle_of));
+        let last = spread(&last_of);
+        row.push(format!(
+            "{} / {} / {}",
+            time(first.median),
+            time(middle.median),
+            time(last.median)
+        ));
+        row.push(format!("{} to {}", time(last.min), time(last.max)));
+        row.push(self.share(last.median));
+        let skew = spread(&|times| last_of(times) / middle_of(times));
+        row.push(format!("{:.2}", skew.median));
+        let sent = Spread::of(whole.iter().map(|(outcome, _)| outcome.source_copies));
+        row.push(format!("{:.2}", sent.median));
+        row.push(self.special_cell(&whole));
+        row.push(runs);
+        row.push(load(&whole.iter().map(|(outcome, _)| *outcome).collect::<Vec<_>>()));
+        row
+    }
+
+    /// What became of those to whom something special happened.
+    fn special_cell(&self, whole: &[(&Outcome, Vec<f64>)]) -> String {
+        let special = self.cell.special();
+        if special.is_empty() {
+            return String::new();
+        }
+        let last = |outcome: &Outcome| {
+            special.iter().filter_map(|host| outcome.finished[*host]).fold(0.0, f64::max)
+        };
+        let last = Spread::of(whole.iter().map(|(outcome, _)| last(outcome))).median;
+        let received = whole.iter().flat_map(|(outcome, _)| &outcome.special_copies).copied();
+        let received = Spread::of(received);
+        let slow = self.goodput.and_then(|goodput| self.cell.bound_of_slow(goodput));
+        match slow {
+            Some(bound) => format!("{} s, {:.2} of its bound", time(last), last / bound),
+            None => format!("{} s, received {:.2} F", time(last), received.max),
+        }
+    }
+
+    /// What stands below the table.
+    fn notes(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        for measured in &self.measured {
+            let name = &measured.name;
+            if measured.skipped > 0 {
+                notes.push(format!("{name}: no time for {} rounds.", measured.skipped));
+            }
+            let gears: Vec<&str> = measured.gears.iter().map(String::as_str).collect();
+            if gears.iter().any(|gear| !gear.is_empty()) {
+                notes.push(format!("{name} travelled as {}.", gears.join(", ")));
+            }
+            if measured.agent_peak_kib > 0 {
+                let mib = measured.agent_peak_kib as f64 / 1024.0;
+                notes.push(format!("{name}: largest agent {mib:.1} MiB (supervisor and worker)."));
+            }
+            let mut stopped: Vec<&String> = measured.outcomes.iter().map(|out| &out.note).collect();
+            stopped.extend(&measured.failed);
+            stopped.retain(|note| !note.is_empty());
+            stopped.dedup();
+            notes.extend(stopped.into_iter().map(|note| format!("{name}: {note}.")));
+            if let (None, Some(rate)) = (self.cell.rate, self.delivered(measured)) {
+                notes.push(format!("{name}: {rate:.0} MB/s delivered in all."));
+            }
+        }
+        if let Some(seconds) = self.flush_p99 {
+            let ms = seconds * 1e3;
+            notes.push(format!("A bare write and flush takes {ms:.1} ms here (99th percentile)."));
+        }
+        if self.cell.overloads() {
+            notes.push(
+                "More bits than this machine's cores can carry: not a matter of links.".into(),
+            );
+        }
+        notes
+    }
+
+    /// Bytes of all hosts over the time of the last, MB/s.
+    fn delivered(&self, measured: &Measured) -> Option<f64> {
+        let whole = measured.outcomes.iter().filter_map(|outcome| {
+            let last = outcome.others(&[])?.pop()?;
+            Some((self.cell.bytes * self.cell.receivers as u64) as f64 / 1e6 / last)
+        });
+        let whole: Vec<f64> = whole.collect();
+        (!whole.is_empty()).then(|| Spread::of(whole).median)
+    }
+}
+
+/// Seconds with as many digits as the clocks are good for.
+fn time(seconds: f64) -> String {
+    if seconds < 1.0 { format!("{seconds:.3}") } else { format!("{seconds:.2}") }
+}
+
+/// All cells, one below the other.
+pub fn write(report: &mut Report, all: &[Results]) {
+    report.note(
+        "Each host is a network namespace on one bridge; HTB limits both directions (burst 64 KiB, \
+         queue of 300 packets, MTU 1500, no added delay). The bound is that of Kumar and Ross with \
+         the goodput of one TCP connection over such a link, measured in the same run. Time is from \
+         the submission to the last host's complete file, hashing of the source inside; all files \
+         were compared with their source by SHA-256. Skein: TLS 1.3, every block proved, durable \
+         before its rename; the others: no TLS and no flush, BitTorrent with SHA-1, udpcast at 0.9 \
+         of the rate, `chain` without any check. What the source sent is from its interface, \
+         so it includes headers (once for each train of packets) and what was sent again. Special hosts stand apart from first, median \
+         and last.",
+    );
+    for results in all {
+        let bound = results.bound.map_or(String::new(), |bound| {
+            let goodput = results.goodput.unwrap_or(0.0) * 8.0 / 1e6;
+            format!(" Goodput {goodput:.2} Mbit/s, bound {bound:.2} s.")
+        });
+        let fault = match results.cell.fault {
+            Fault::SourceSlows => " The bound counts the slower source.",
+            Fault::Loss => " The bound is that of links without loss.",
+            _ => "",
+        };
+        report.note(&format!("## {}\n\n{}.{bound}{fault}", results.cell.name, results.cell));
+        report.table(&Results::head(), &results.rows());
+        let notes = results.notes();
+        if !notes.is_empty() {
+            report.note(&notes.iter().map(|note| format!("- {note}\n")).collect::<String>());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mesh::cells::choose;
+
+    fn outcome(finished: &[Option<f64>]) -> Outcome {
+        Outcome {
+            finished: finished.to_vec(),
+            source_copies: 1.05,
+            special_copies: Vec::new(),
+            cores_busy: 0.5,
+            load: 1.0,
+            note: String::new(),
+        }
+    }
+
+    fn results(outcomes: Vec<Outcome>) -> Results {
+        let measured = Measured { outcomes, ..Measured::new("chain") };
+        let cell = choose("4x100x4M").unwrap().remove(0);
+        Results {
+            cell,
+            goodput: Some(4e6),
+            bound: Some(2.0),
+            flush_p99: None,
+            measured: vec![measured],
+        }
+    }
+
+    #[test]
+    fn a_row_has_medians_of_complete_runs() {
+        let fast = outcome(&[Some(2.0), Some(2.2), Some(2.4), Some(2.3)]);
+        let slow = outcome(&[Some(3.0), Some(3.0), Some(3.0), Some(5.0)]);
+        let broken = outcome(&[Some(1.0), None, None, None]);
+        let row = &results(vec![fast, slow, broken]).rows()[0];
+        assert_eq!(row.len(), Results::head().len());
+        assert_eq!(row[1], "2.50 / 2.62 / 3.70");
+        assert_eq!(row[2], "2.40 to 5.00");
+        assert_eq!(row[3], "1.85");
+        assert_eq!(row[7], "2 of 3");
+    }
+
+    #[test]
+    fn a_row_without_a_complete_run_says_how_far_it_came() {
+        let row = &results(vec![outcome(&[Some(1.0), None, Some(1.0), None])]).rows()[0];
+        assert_eq!(row.len(), Results::head().len());
+        assert_eq!(row[1], "-");
+        assert_eq!(row[7], "0 of 1, at most 2 of 4 hosts");
+        assert_eq!(results(Vec::new()).rows()[0].len(), Results::head().len());
+    }
+
+    #[test]
+    fn special_hosts_do_not_count_among_the_others() {
+        let times = outcome(&[Some(1.0), Some(9.0), None]);
+        assert_eq!(times.others(&[1]), None, "one of the others is missing");
+        let times = outcome(&[Some(2.0), Some(9.0), Some(1.0)]);
+        assert_eq!(times.others(&[1]), Some(vec![1.0, 2.0]));
+    }
+}
