@@ -151,7 +151,7 @@ impl V1Leecher {
                 self.progress_ms = now_ms;
                 self.block(block, &buf[data], actions);
             }
-            Event::Rejected(range) => {
+            Event::Rejected(range) | Event::Dropped(range) => {
                 // A choke rejects what waits; it is asked for again after the unchoke.
                 if let Some(arriving) = self.arriving.get_mut(&range.piece) {
                     arriving.asked.clear(range.begin / BLOCK_BYTES);
@@ -164,6 +164,7 @@ impl V1Leecher {
             }
             Event::Handshake
             | Event::Have
+            | Event::HavePiece(_)
             | Event::Choked(_)
             | Event::Interested(_)
             | Event::Cancel(_)
