@@ -121,11 +121,14 @@ fn hash(bytes: &[u8]) -> Result<Hash, MembershipError> {
     Hash::try_from(bytes).map_err(|_| MembershipError::Hash(bytes.len()))
 }
 
+/// Whether something can be dialled there.
+pub fn is_usable(address: &SocketAddr) -> bool {
+    let ip = address.ip();
+    address.port() != 0 && !ip.is_unspecified() && !ip.is_multicast()
+}
+
 fn address(text: &str) -> Result<SocketAddr, MembershipError> {
-    let parsed = text.parse().ok().filter(|address: &SocketAddr| {
-        let ip = address.ip();
-        address.port() != 0 && !ip.is_unspecified() && !ip.is_multicast()
-    });
+    let parsed = text.parse().ok().filter(is_usable);
     let short = text.len() <= MESH_ADDRESS_BYTES_MAX;
     parsed.filter(|_| short).ok_or_else(|| {
         MembershipError::Address(text.chars().take(MESH_ADDRESS_BYTES_MAX).collect())
