@@ -248,7 +248,10 @@ impl PeerList {
 
     /// The member that holds this certificate: both its name and its key must fit.
     pub fn find(&self, agent: &AgentId, certified: &Hash) -> Option<Member> {
-        let holder = |peer: &&Peer| matches!(&peer.who, Who::Agent { id, key_hash, .. } if id == agent && key_hash == certified);
+        let holder = |peer: &&Peer| match &peer.who {
+            Who::Agent { id, key_hash, .. } => id == agent && key_hash == certified,
+            Who::Server => false,
+        };
         self.peers.iter().find(holder).map(|peer| peer.member)
     }
 

@@ -1,6 +1,7 @@
 use super::*;
 use proptest::prelude::*;
 use skein_wire::prost::Message;
+use std::collections::BTreeSet;
 
 fn agent(member: Member) -> Peer {
     let id = AgentId::parse(&format!("agent-{member}")).unwrap();
@@ -42,10 +43,12 @@ fn the_server_never_comes_as_a_peer() {
     assert_eq!(list.find(&AgentId::parse("server").unwrap(), &[0; 32]), None);
 }
 
+type Spoil = fn(&mut TransferPeers);
+
 #[test]
 fn bad_fields_are_refused() {
     let good = list(1, &[3, 5]).to_message();
-    let bad: [(&str, fn(&mut TransferPeers)); 14] = [
+    let bad: [(&str, Spoil); 14] = [
         ("transfer", |list| list.transfer_id = vec![1; 15].into()),
         ("root", |list| list.root = vec![1; 31].into()),
         ("number", |list| list.number = 0),
@@ -123,10 +126,7 @@ fn a_removed_member_stays_out_whatever_comes_late() {
     let mut roster = Roster::default();
     roster.take(list(4, &[3, 5])).unwrap();
     roster.remove(&removal).unwrap();
-    let members = |roster: &Roster| {
-        roster.list().unwrap().peers().iter().map(|peer| peer.member).collect::<Vec<_>>()
-    };
-    assert_eq!(members(&roster), [5]);
+    assert_eq!(members_of(&roster), [5]);
     assert!(roster.remove(&removal).is_err(), "the same again is old");
     // A removal that overtakes the list which it is about.
     let mut roster = Roster::default();
@@ -134,7 +134,7 @@ fn a_removed_member_stays_out_whatever_comes_late() {
     assert!(roster.take(list(4, &[3, 5])).is_err());
     assert_eq!(roster.not_after_ms(), 2_000);
     roster.take(list(6, &[5])).unwrap();
-    assert_eq!(members(&roster), [5]);
+    assert_eq!(members_of(&roster), [5]);
 }
 
 #[test]
@@ -153,7 +153,7 @@ prop_compose! {
         agent in 0..12u8,
         key in prop::sample::select(vec![0usize, 31, 32]),
         addresses in prop::collection::vec(
-            prop::sample::select(vec!["10.0.0.1:1", "[::1]:60020", "x", "1.1.1.1:0", "255.1.1.1:9"]),
+            prop::sample::select(vec!["10.0.0.1:1", "[::1]:60020", "x", "1.1.1.1:0"]),
             0..6,
         ),
     ) -> signal::Peer {
@@ -161,6 +161,14 @@ prop_compose! {
         let addresses = addresses.into_iter().map(str::to_owned).collect();
         signal::Peer { member, agent_id, key_hash: vec![agent; key].into(), addresses }
     }
+}
+
+fn any_order() -> impl Strategy<Value = (u32, bool, BTreeSet<Member>)> {
+    (1..9u32, any::<bool>(), prop::collection::btree_set(1..6u32, 0..4))
+}
+
+fn members_of(roster: &Roster) -> Vec<Member> {
+    roster.list().iter().flat_map(|list| list.peers()).map(|peer| peer.member).collect()
 }
 
 proptest! {
@@ -189,26 +197,26 @@ proptest! {
     /// order is not on the list.
     #[test]
     fn a_roster_only_goes_forward(
-        orders in prop::collection::vec((1..9u32, any::<bool>(), prop::collection::btree_set(1..6u32, 0..4)), 0..12),
+        orders in prop::collection::vec(any_order(), 0..12),
     ) {
         let (mut roster, mut newest) = (Roster::default(), 0);
         for (number, remove, members) in orders {
             let members: Vec<Member> = members.into_iter().collect();
-            let before: Vec<Member> =
-                roster.list().iter().flat_map(|list| list.peers()).map(|peer| peer.member).collect();
+            let before = members_of(&roster);
             let gone = if remove {
                 let transfer = TransferId([1; 16]);
-                let removal = Removal { transfer, number, not_after_ms: 0, members: members.clone() };
-                roster.remove(&removal).map(|()| members)
+                let removal = Removal { transfer, number, not_after_ms: 0, members };
+                roster.remove(&removal).map(|()| removal.members)
             } else {
                 roster.take(list(number, &members))
             };
             prop_assert_eq!(gone.is_ok(), number > newest);
             newest = newest.max(number);
-            let after: Vec<Member> =
-                roster.list().iter().flat_map(|list| list.peers()).map(|peer| peer.member).collect();
+            let after = members_of(&roster);
             match gone {
-                Ok(gone) => prop_assert!(before.iter().all(|member| after.contains(member) != gone.contains(member))),
+                Ok(gone) => prop_assert!(
+                    before.iter().all(|one| after.contains(one) != gone.contains(one))
+                ),
                 Err(_) => prop_assert_eq!(before, after),
             }
         }
