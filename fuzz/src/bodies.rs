@@ -50,6 +50,7 @@ pub const TARGETS: &[(&str, Body)] = &[
     ("mesh_seeder", mesh::mesh_seeder),
     ("mesh_manifest", mesh::mesh_manifest),
     ("mesh_sidecar", mesh::mesh_sidecar),
+    ("mesh_membership", mesh::mesh_membership),
     ("agent_collector", agent_collector),
     ("agent_spool", agent_spool),
     ("data_checkpoint", data_checkpoint),
