@@ -226,7 +226,7 @@ fn enrol(args: EnrolArgs) -> anyhow::Result<()> {
         server: server.clone(),
         token,
         previous,
-        facts: facts::collect(&config, "", facts::start_ms()),
+        facts: facts::collect(&config, &facts::Listening::default(), facts::start_ms()),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let enrolled = runtime.block_on(enrol::enrol(application));

@@ -57,6 +57,8 @@ pub struct Config {
     pub tasks: TasksConfig,
     /// See [`TransfersConfig`].
     pub transfers: TransfersConfig,
+    /// See [`MeshConfig`].
+    pub mesh: MeshConfig,
     /// See [`PathsConfig`].
     pub paths: PathsConfig,
 }
@@ -97,6 +99,18 @@ pub struct TransfersConfig {
     pub queue_max: u32,
     /// Free space that a push must leave on the file system.
     pub keep_free_bytes: u64,
+}
+
+/// Connections with other agents, over which transfers travel between hosts.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(default)]
+pub struct MeshConfig {
+    /// Where to listen for them: `ip:port`, `ip:first-last` (the first free port) or "off".
+    pub listen: String,
+    /// Streams with other agents at one time.
+    pub connections_max: u32,
+    /// Of one transfer.
+    pub transfer_connections_max: u32,
 }
 
 /// Which paths may be read (tails, offered files) and written (pushes). The longest matching
@@ -147,6 +161,7 @@ impl Default for Config {
             tail: Vec::new(),
             tasks: TasksConfig::default(),
             transfers: TransfersConfig::default(),
+            mesh: MeshConfig::default(),
             paths: PathsConfig::default(),
         }
     }
@@ -166,6 +181,23 @@ impl Default for TasksConfig {
 impl Default for TransfersConfig {
     fn default() -> TransfersConfig {
         TransfersConfig { concurrent_max: 10, queue_max: 1000, keep_free_bytes: 64 * 1024 * 1024 }
+    }
+}
+
+impl Default for MeshConfig {
+    fn default() -> MeshConfig {
+        MeshConfig {
+            listen: "0.0.0.0:60020-60030".into(),
+            connections_max: 256,
+            transfer_connections_max: 128,
+        }
+    }
+}
+
+impl MeshConfig {
+    /// Where to listen, or why that cannot be.
+    pub fn place(&self) -> Result<crate::mesh::Listen, ConfigError> {
+        self.listen.parse().map_err(ConfigError::Value)
     }
 }
 
@@ -205,6 +237,10 @@ impl Config {
         if self.tasks.concurrent_max == 0 || self.transfers.concurrent_max == 0 {
             return refuse("concurrent_max of tasks and transfers must be at least 1");
         }
+        if self.mesh.connections_max == 0 || self.mesh.transfer_connections_max == 0 {
+            return refuse("connections_max of the mesh must be at least 1");
+        }
+        self.mesh.place()?;
         self.spool.validate().map_err(ConfigError::Value)?;
         self.inputs.validate().map_err(ConfigError::Value)?;
         let relative = |path: &&PathBuf| !path.is_absolute();
@@ -263,6 +299,8 @@ pub fn template(config: &Config) -> String {
          # Follow files; repeat the section for more.\n# [[tail]]\n\
          # path = \"/var/log/*.log\"\n# data_id = 1001\n# from = \"end\"\n\n\
          [tasks]\n# concurrent_max = 100\n\n[transfers]\n# concurrent_max = 10\n\n\
+         [mesh]\n# Where other agents exchange pieces of files; \"off\" closes it.\n\
+         # listen = \"0.0.0.0:60020-60030\"\n\n\
          [paths]\n# What pushes may not overwrite and offers and tails may not read.\n\
          # write_deny = [\"/boot\"]\n# read_deny = [\"/root\"]\n",
         servers.join(", "),
@@ -303,7 +341,13 @@ mod tests {
 
     #[test]
     fn values_out_of_range_are_refused() {
-        for text in ["[tasks]\nconcurrent_max = 0", "[paths]\nread_deny = ['etc']", "metrics = 4"] {
+        for text in [
+            "[tasks]\nconcurrent_max = 0",
+            "[paths]\nread_deny = ['etc']",
+            "metrics = 4",
+            "[mesh]\nlisten = 'everywhere'",
+            "[mesh]\nconnections_max = 0",
+        ] {
             assert!(Config::parse(text).is_err(), "{text}");
         }
     }

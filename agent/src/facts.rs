@@ -1,23 +1,35 @@
 //! What the agent tells the server about its host.
 
 use std::fs;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use skein_wire::signal::v1::HostFacts;
 
 use crate::clock;
 use crate::config::Config;
+use crate::mesh;
 use crate::sys::{net, procfs};
 
 /// Addresses reported; a container host may have thousands.
 const IPS_MAX: usize = 64;
 
-/// Asks the host. `metrics_addr` is where the worker's `/metrics` was bound, empty when off.
-pub fn collect(config: &Config, metrics_addr: &str, agent_start_ms: i64) -> HostFacts {
+/// Where the worker listens.
+#[derive(Clone, Debug, Default)]
+pub struct Listening {
+    /// `/metrics`; empty when off.
+    pub metrics: String,
+    /// For other agents; none when off.
+    pub mesh: Option<SocketAddr>,
+}
+
+/// Asks the host.
+pub fn collect(config: &Config, listening: &Listening, agent_start_ms: i64) -> HostFacts {
     let addresses = net::addresses();
+    let ips = ips(&addresses);
+    let mesh = listening.mesh.map(|bound| mesh::addresses(bound, &ips));
     HostFacts {
         hostname: first_line("/proc/sys/kernel/hostname"),
-        ips: ips(&addresses),
+        ips: ips.iter().map(IpAddr::to_string).collect(),
         os: std::env::consts::OS.into(),
         os_version: os_version(&fs::read_to_string("/etc/os-release").unwrap_or_default()),
         kernel: first_line("/proc/sys/kernel/osrelease"),
@@ -32,13 +44,14 @@ pub fn collect(config: &Config, metrics_addr: &str, agent_start_ms: i64) -> Host
         zone: config.zone.clone(),
         cloud_id: config.cloud_id,
         agent_start_ms,
-        metrics_addr: metrics_addr.into(),
+        metrics_addr: listening.metrics.clone(),
+        mesh_addresses: mesh.unwrap_or_default(),
     }
 }
 
 /// The host's address as it is now: the first of those that it reports.
 pub fn ip() -> Option<String> {
-    ips(&net::addresses()).into_iter().next()
+    ips(&net::addresses()).first().map(IpAddr::to_string)
 }
 
 /// When this worker started, by the host's clock.
@@ -47,11 +60,12 @@ pub fn start_ms() -> i64 {
 }
 
 /// IPv4 first: that is what operators of fleets select by.
-fn ips(addresses: &[(String, IpAddr)]) -> Vec<String> {
+fn ips(addresses: &[(String, IpAddr)]) -> Vec<IpAddr> {
     let mut ips: Vec<IpAddr> = addresses.iter().map(|(_, address)| *address).collect();
     ips.sort_by_key(|ip| ip.is_ipv6());
     ips.dedup();
-    ips.iter().take(IPS_MAX).map(IpAddr::to_string).collect()
+    ips.truncate(IPS_MAX);
+    ips
 }
 
 fn first_line(path: &str) -> String {
@@ -117,7 +131,10 @@ mod tests {
 
     #[test]
     fn this_host_has_the_obvious_facts() {
-        let facts = collect(&Config::default(), "", start_ms());
+        let bound = "127.0.0.1:60020".parse().unwrap();
+        let listening = Listening { mesh: Some(bound), ..Listening::default() };
+        let facts = collect(&Config::default(), &listening, start_ms());
+        assert_eq!(facts.mesh_addresses, ["127.0.0.1:60020"]);
         assert!(!facts.hostname.is_empty() && !facts.kernel.is_empty());
         assert!(facts.cpu_count >= 1 && facts.memory_bytes > 0);
         assert_eq!(facts.os, "linux");

@@ -9,7 +9,7 @@
 //! ```text
 //!   supervisor ── worker ─┬─ link: signal session ── heartbeats, commands, reports
 //!                         ├─ lanes: data session  ── spool ◄── inputs (sockets, tails, stdin)
-//!                         ├─ transfers: file channel on demand
+//!                         ├─ transfers: file channel on demand; mesh: streams with other agents
 //!                         └─ tasks: journal, one runner process per script
 //! ```
 
@@ -23,6 +23,7 @@ pub mod identity;
 pub mod inputs;
 pub mod lanes;
 pub mod link;
+pub mod mesh;
 pub mod paths;
 pub mod spool;
 pub mod status;

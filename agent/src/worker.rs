@@ -1,6 +1,7 @@
 //! The worker: puts the agent's parts together and runs them until it is asked to end.
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use crate::link::{Dialer, Outbox, SignalLink};
 use crate::paths::PathRules;
 use crate::status::StatusFile;
 use crate::sys::{memory, process};
-use crate::{facts, inputs, lanes, tasks, transfers};
+use crate::{facts, inputs, lanes, mesh, tasks, transfers};
 
 /// Threads for name lookups, the status file and other small waits.
 const BLOCKING_THREADS_MAX: usize = 4;
@@ -97,7 +98,9 @@ async fn work(home: Home, config: Config, identity: Identity) -> Result<(), Work
     let mut interrupt = signal(SignalKind::interrupt()).map_err(part("signals"))?;
     let config = Arc::new(config);
     let agent_id = identity.agent_id.clone();
-    let metrics_addr = start_metrics(&config, &home).await?;
+    let metrics = start_metrics(&config, &home).await?;
+    let (mesh_listener, mesh) = listen_for_agents(&config)?;
+    let listening = facts::Listening { metrics, mesh };
 
     let mut instance = Instance([0; 16]);
     clock::random(&mut instance.0);
@@ -106,7 +109,7 @@ async fn work(home: Home, config: Config, identity: Identity) -> Result<(), Work
     let servers = Servers::new(&config);
     let dialer = Dialer::new(servers, IdentityCell::new(identity), instance, clock.clone());
     let rules = Arc::new(PathRules::new(&config.paths, home.root()));
-    let status = StatusFile::new(home.status_file(), agent_id.as_str(), &metrics_addr);
+    let status = StatusFile::new(home.status_file(), agent_id.as_str(), &listening.metrics);
     status.write_now();
     tracing::info!(agent = %agent_id, version = crate::VERSION, "agent started");
 
@@ -118,14 +121,15 @@ async fn work(home: Home, config: Config, identity: Identity) -> Result<(), Work
         Ok(readable.open_file(path)?.0)
     });
     inputs::start(&config.inputs, &config.tail, &home, &spool, &info, open_file);
-    let transfers = transfers::start(transfers::Settings {
+    let settings = transfers::Settings {
         dir: home.transfers(),
         limits: config.transfers.clone(),
+        mesh: config.mesh.clone(),
         rules: rules.clone(),
         dialer: dialer.clone(),
         outbox: outbox.clone(),
-    })
-    .map_err(part("transfers"))?;
+    };
+    let transfers = transfers::start(settings, mesh_listener).map_err(part("transfers"))?;
     let (forward, files) = (transfers.clone(), transfers.clone());
     let (tasks, mut task_thread) = tasks::start(tasks::Settings {
         dir: home.tasks(),
@@ -144,7 +148,7 @@ async fn work(home: Home, config: Config, identity: Identity) -> Result<(), Work
         tasks: tasks.clone(),
         transfers,
         config: config.clone(),
-        metrics_addr,
+        listening,
         status: Arc::new(status),
         spool: Box::new(move || totals.totals()),
         identity_dir: home.identity(),
@@ -194,6 +198,24 @@ fn collectors_info(config: &Arc<Config>, dialer: &Dialer) -> InfoCell {
         let ip = facts::ip().unwrap_or_default();
         AgentInfo::new(identity.agent_id.as_str(), &ip, config.cloud_id, &config.inputs)
     })
+}
+
+/// Listens for other agents; answers where, none when it is off or no port is free.
+fn listen_for_agents(
+    config: &Config,
+) -> Result<(Option<std::net::TcpListener>, Option<SocketAddr>), WorkerError> {
+    match mesh::bind(&config.mesh.place()?) {
+        Ok(listener) => {
+            let bound = listener.as_ref().and_then(|listener| listener.local_addr().ok());
+            Ok((listener, bound))
+        }
+        Err(error) => {
+            // Without it other agents cannot connect here, but this one connects to them.
+            tracing::warn!(listen = config.mesh.listen, %error,
+                "no port is free for other agents; set mesh.listen in agent.toml");
+            Ok((None, None))
+        }
+    }
 }
 
 async fn bind(address: &str) -> io::Result<(TcpListener, String)> {

@@ -52,6 +52,7 @@ pub const TARGETS: &[(&str, Body)] = &[
     ("mesh_metainfo", mesh::mesh_metainfo),
     ("mesh_sidecar", mesh::mesh_sidecar),
     ("mesh_tree", mesh::mesh_tree),
+    ("mesh_membership", mesh::mesh_membership),
     ("agent_collector", agent_collector),
     ("agent_spool", agent_spool),
     ("data_checkpoint", data_checkpoint),

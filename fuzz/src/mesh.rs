@@ -9,21 +9,25 @@ use std::sync::{Arc, OnceLock};
 
 use skein_filemesh::core::download::Download;
 use skein_filemesh::core::geometry::Geometry;
+use skein_filemesh::core::hints::Progress;
 use skein_filemesh::core::leecher::{Action, Leecher, LeecherOptions};
 use skein_filemesh::core::link::{Have, OUT_BYTES_MAX};
 use skein_filemesh::core::manifest::{MODE_TRAVELS, Manifest};
+use skein_filemesh::core::membership::{PeerList, Removal, Roster};
 use skein_filemesh::core::merkle::{Hash, TreeBuilder, leaf};
 use skein_filemesh::core::metainfo::{Metainfo, Prover};
 use skein_filemesh::core::peer_wire::{Handshake, MESSAGE_BYTES_MAX};
 use skein_filemesh::core::piece_tree::PieceTree;
+use skein_filemesh::core::plan::HostPlan;
 use skein_filemesh::core::seeder::{Pull, Seeder};
 use skein_filemesh::core::tree::codec;
 use skein_filemesh::core::tree::layout::{Layout, Part};
 use skein_filemesh::core::tree::listing::{ENTRIES_MAX, Kind, PATH_BYTES_MAX};
 use skein_filemesh::engine::{LeafFile, PartialFile, TargetDir};
 use skein_wire::ids::TransferId;
+use skein_wire::limits::MESH_PEERS_MAX;
 use skein_wire::prost::Message;
-use skein_wire::signal::v1::FileInfo;
+use skein_wire::signal::v1::{FileInfo, MeshReport, RemovePeers, TransferPeers, TransferPlan};
 
 /// Pieces of the file that peers are fuzzed with: two, of two blocks and of five bytes, so that a
 /// whole transfer fits one input.
@@ -157,6 +161,54 @@ pub fn mesh_seeder(input: &[u8]) {
                 None => {}
             }
         }
+    }
+}
+
+/// Who may meet whom, and what they are told: one byte says which message follows. What is
+/// accepted is within bounds and has one form; a roster takes no order twice.
+pub fn mesh_membership(input: &[u8]) {
+    let Some((kind, message)) = input.split_first() else { return };
+    match kind % 4 {
+        0 => peers(message),
+        1 => {
+            let Ok(message) = RemovePeers::decode(message) else { return };
+            let Ok(removal) = Removal::from_message(&message) else { return };
+            assert_eq!(Removal::from_message(&removal.to_message()).as_ref(), Ok(&removal));
+            let mut roster = Roster::default();
+            assert!(roster.remove(&removal).is_ok() && roster.remove(&removal).is_err());
+        }
+        2 => {
+            let Ok(message) = TransferPlan::decode(message) else { return };
+            let Ok((transfer, plan)) = HostPlan::from_message(&message) else { return };
+            assert_eq!(plan.to_message(&transfer), message);
+        }
+        _ => {
+            let Ok(message) = MeshReport::decode(message) else { return };
+            let Ok((transfer, progress)) = Progress::from_message(&message) else { return };
+            assert_eq!(progress.to_message(&transfer), message);
+            assert!(progress.gained.is_sorted_by(|one, next| one.end < next.start));
+        }
+    }
+}
+
+fn peers(message: &[u8]) {
+    let Ok(message) = TransferPeers::decode(message) else { return };
+    let Ok(list) = PeerList::from_message(&message) else { return };
+    assert_eq!(PeerList::from_message(&list.to_message()).as_ref(), Ok(&list));
+    assert!(list.number > 0 && list.peers().len() <= MESH_PEERS_MAX);
+    assert!(list.peer(list.me).is_none());
+    for peer in list.peers() {
+        assert_eq!(list.peer(peer.member), Some(peer));
+    }
+    let mut roster = Roster::default();
+    assert_eq!(roster.take(list.clone()), Ok(Vec::new()));
+    assert!(roster.take(list.clone()).is_err());
+    let all: Vec<_> = list.peers().iter().map(|peer| peer.member).collect();
+    if let Some(number) = list.number.checked_add(1) {
+        let (transfer, not_after_ms) = (list.transfer, list.not_after_ms);
+        let removal = Removal { transfer, number, not_after_ms, members: all };
+        assert!(roster.remove(&removal).is_ok());
+        assert!(roster.list().is_some_and(|list| list.peers().is_empty()));
     }
 }
 

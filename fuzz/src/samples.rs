@@ -49,6 +49,7 @@ pub fn samples() -> Vec<Sample> {
     samples.extend(metainfo());
     samples.push(("mesh_sidecar", "leaves", leaves_sidecar()));
     samples.push(("mesh_tree", "listing", tree_listing()));
+    samples.extend(membership());
     let log = checkpoint_log();
     samples.push(("data_checkpoint", "entries", log[16..].to_vec()));
     samples.push(("data_checkpoint", "log", log));
@@ -344,6 +345,58 @@ fn metainfo() -> Vec<Sample> {
         ("mesh_metainfo", "v1", v1.encode()),
         ("mesh_metainfo", "v2", v2.encode()),
         ("mesh_metainfo", "hybrid", hybrid),
+}
+
+/// A list, a removal, a plan and a report, each behind the byte that says which it is.
+fn membership() -> Vec<Sample> {
+    let transfer_id = || vec![5; 16].into();
+    let peer = |member: u32, agent_id: &str, address: &str| signal::Peer {
+        member,
+        agent_id: agent_id.into(),
+        key_hash: vec![member as u8; 32].into(),
+        addresses: vec![address.into()],
+    };
+    let peers = signal::TransferPeers {
+        transfer_id: transfer_id(),
+        root: vec![7; 32].into(),
+        me: 4,
+        number: 3,
+        not_after_ms: 1_767_225_600_000,
+        peers: vec![
+            signal::Peer::default(),
+            peer(1, "0:10.0.0.1", "10.0.0.1:60020"),
+            peer(9, "web-9", "[fd00::9]:60030"),
+        ],
+    };
+    let removal = signal::RemovePeers {
+        transfer_id: transfer_id(),
+        number: 4,
+        not_after_ms: 1_767_225_600_000,
+        members: vec![1, 9],
+    };
+    let plan = signal::TransferPlan {
+        transfer_id: transfer_id(),
+        number: 2,
+        parents: vec![1, 0, 10],
+        neighbours: vec![1, 9],
+    };
+    let report = signal::MeshReport {
+        transfer_id: transfer_id(),
+        plan_number: 2,
+        gained: vec![
+            signal::PieceRange { first: 0, count: 3 },
+            signal::PieceRange { first: 5, count: 1 },
+        ],
+        bytes_down: 1 << 20,
+        bytes_up: 1 << 30,
+        late_parents: vec![9],
+    };
+    let tagged = |kind: u8, message: Vec<u8>| [&[kind][..], &message].concat();
+    vec![
+        ("mesh_membership", "peers", tagged(0, peers.encode_to_vec())),
+        ("mesh_membership", "removal", tagged(1, removal.encode_to_vec())),
+        ("mesh_membership", "plan", tagged(2, plan.encode_to_vec())),
+        ("mesh_membership", "report", tagged(3, report.encode_to_vec())),
     ]
 }
 

@@ -232,6 +232,12 @@ catalogue! {
         AGENT_TRANSFERS = Counter "skein_agent_transfers_total" ["state"] "Transfers that reached a final state, by state.";
         AGENT_FILE_RECEIVED_BYTES = Counter "skein_agent_file_received_bytes_total" [] "File content received and verified.";
         AGENT_FILE_SENT_BYTES = Counter "skein_agent_file_sent_bytes_total" [] "File content sent as a source.";
+        AGENT_MESH_STREAMS = Gauge "skein_agent_mesh_streams" ["direction"] "Streams with other agents that are open, by who opened them (incoming, outgoing).";
+        AGENT_MESH_OPENED = Counter "skein_agent_mesh_opened_total" ["direction"] "Streams with other agents that were opened, by who opened them.";
+        AGENT_MESH_REFUSED = Counter "skein_agent_mesh_refused_total" ["reason"] "Connections of others that were not let in, by reason; unknown_transfer, not_a_member and expired are those that no list allows.";
+        AGENT_MESH_DIALS_FAILED = Counter "skein_agent_mesh_dials_failed_total" ["reason"] "Streams that could not be opened to a member of a transfer, by reason.";
+        AGENT_MESH_ENDED = Counter "skein_agent_mesh_ended_total" ["reason"] "Streams that were ended from this side's table: removed, expired, replaced by a newer one, or over with their transfer.";
+        AGENT_MESH_ORDERS = Counter "skein_agent_mesh_orders_total" ["kind", "result"] "Lists, removals and plans of transfers' members, by what became of them.";
         AGENT_FILE_REFUSED_BLOCKS = Counter "skein_agent_file_refused_blocks_total" [] "Received blocks whose hash was wrong.";
     }
 }

@@ -292,7 +292,13 @@ pub(crate) async fn tcp(address: &str) -> Result<TcpStream, LinkError> {
         .await
         .unwrap_or_else(|| Err(io::ErrorKind::TimedOut.into()))
         .map_err(failed)?;
-    let socket = socket2::SockRef::from(&stream);
+    tune(&stream);
+    Ok(stream)
+}
+
+/// Makes a connection notice dead paths and send at once.
+pub(crate) fn tune(stream: &TcpStream) {
+    let socket = socket2::SockRef::from(stream);
     let keepalive = socket2::TcpKeepalive::new()
         .with_time(KEEPALIVE_IDLE)
         .with_interval(KEEPALIVE_INTERVAL)
@@ -301,7 +307,6 @@ pub(crate) async fn tcp(address: &str) -> Result<TcpStream, LinkError> {
     let _ = socket.set_tcp_keepalive(&keepalive);
     let _ = socket.set_tcp_user_timeout(Some(USER_TIMEOUT));
     let _ = stream.set_nodelay(true);
-    Ok(stream)
 }
 
 /// A buffer in front of channels on which bulk comes down. Others are idle most of the time and

@@ -8,6 +8,7 @@ pub mod renewal;
 pub mod servers;
 pub mod session;
 
+pub(crate) use dialer::tune;
 pub use dialer::{Dialer, LinkError, LinkStream};
 pub use outbox::{LinkEvent, Outbox, Priority};
 pub use redial::Redial;

@@ -62,8 +62,8 @@ pub struct SignalLink {
     pub transfers: TransferHandle,
     /// For facts.
     pub config: Arc<Config>,
-    /// Where `/metrics` listens.
-    pub metrics_addr: String,
+    /// For facts.
+    pub listening: facts::Listening,
     /// For `skein-agent status`.
     pub status: Arc<StatusFile>,
     /// What the spool holds, reported every now and then.
@@ -242,6 +242,7 @@ impl SignalLink {
             }
             server_message::Kind::Renew(reply) => self.renewed(reply),
             server_message::Kind::Servers(list) => self.dialer.servers().announce(&list.addresses),
+            server_message::Kind::TransferPlan(plan) => self.transfers.plan(plan),
         }
         Ok(())
     }
@@ -348,7 +349,7 @@ impl SignalLink {
             }
         }
         if due(&mut slow.facts_at, now, SLOW_LOOK_MS) {
-            let facts = facts::collect(&self.config, &self.metrics_addr, facts::start_ms());
+            let facts = facts::collect(&self.config, &self.listening, facts::start_ms());
             let same = slow.facts.as_ref().is_some_and(|sent| facts_equal(sent, &facts));
             if !same && self.outbox.push(Priority::Report, Kind::Facts(facts.clone())) {
                 slow.facts = Some(facts);

@@ -17,6 +17,7 @@ mod offer;
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
+use std::net::TcpListener;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -25,7 +26,7 @@ use std::time::Duration;
 use skein_observe::names;
 use skein_wire::ids::TransferId;
 use skein_wire::signal::v1::{
-    CancelTransfer, JoinTransfer, OfferFile, TransferState, TransferUpdate,
+    CancelTransfer, JoinTransfer, OfferFile, TransferPlan, TransferState, TransferUpdate,
 };
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::JoinError;
@@ -33,9 +34,10 @@ use tokio::task::JoinError;
 use self::board::Board;
 use self::fetch::FetchEnd;
 use crate::clock;
-use crate::config::TransfersConfig;
+use crate::config::{MeshConfig, TransfersConfig};
 use crate::home::private_dir;
 use crate::link::{Dialer, LinkEvent, Outbox};
+use crate::mesh::Mesh;
 use crate::paths::PathRules;
 use crate::tasks::{TransferOrder, records};
 
@@ -57,6 +59,8 @@ pub struct Settings {
     pub dir: PathBuf,
     /// Limits.
     pub limits: TransfersConfig,
+    /// Limits of connections with other agents.
+    pub mesh: MeshConfig,
     /// Which paths may be read and written.
     pub rules: Arc<PathRules>,
     /// Opens file channels.
@@ -68,6 +72,7 @@ pub struct Settings {
 enum Letter {
     Order(TransferOrder),
     Acknowledged(TransferId),
+    Plan(TransferPlan),
     Link,
 }
 
@@ -91,6 +96,12 @@ impl TransferHandle {
         self.letters.closed().await;
     }
 
+    /// Hands over a plan, which needs no signature.
+    pub fn plan(&self, plan: TransferPlan) {
+        // A lost plan is followed by a newer one, or the swarm does without.
+        let _ = self.letters.try_send(Letter::Plan(plan));
+    }
+
     /// The server has stored the end of a transfer.
     pub fn acknowledged(&self, transfer_id: &[u8]) {
         if let Ok(id) = TransferId::from_slice(transfer_id) {
@@ -100,8 +111,9 @@ impl TransferHandle {
     }
 }
 
-/// Starts the file thread.
-pub fn start(settings: Settings) -> io::Result<TransferHandle> {
+/// Starts the file thread; it takes other agents' connections from `peers`, if there is such a
+/// listener.
+pub fn start(settings: Settings, peers: Option<TcpListener>) -> io::Result<TransferHandle> {
     private_dir(&settings.dir)?;
     let (letters, inbox) = mpsc::channel(LETTERS_MAX);
     let handle = TransferHandle { letters: letters.clone() };
@@ -117,7 +129,7 @@ pub fn start(settings: Settings) -> io::Result<TransferHandle> {
         .thread_keep_alive(BLOCKING_KEEP)
         .build()?;
     std::thread::Builder::new().name("files".into()).stack_size(512 * 1024).spawn(move || {
-        tokio::task::LocalSet::new().block_on(&runtime, run(settings, inbox));
+        tokio::task::LocalSet::new().block_on(&runtime, run(settings, peers, inbox));
     })?;
     Ok(handle)
 }
@@ -149,13 +161,18 @@ enum Origin {
 
 struct Transfers {
     shared: Rc<Shared>,
+    mesh: Mesh,
     fetches: HashMap<TransferId, Active>,
     offers: HashMap<TransferId, Active>,
     tombstones: VecDeque<TransferId>,
     ended: mpsc::UnboundedSender<(TransferId, bool)>,
 }
 
-async fn run(settings: Settings, mut inbox: mpsc::Receiver<Letter>) {
+async fn run(settings: Settings, peers: Option<TcpListener>, mut inbox: mpsc::Receiver<Letter>) {
+    let mesh = match Mesh::start(&settings.mesh, settings.dialer.clone(), peers) {
+        Ok(mesh) => mesh,
+        Err(error) => return tracing::error!(%error, "the mesh cannot start"),
+    };
     let concurrent = settings.limits.concurrent_max as usize;
     let shared = Rc::new(Shared {
         settings,
@@ -168,7 +185,8 @@ async fn run(settings: Settings, mut inbox: mpsc::Receiver<Letter>) {
     let (ended, mut endings) = mpsc::unbounded_channel();
     let (fetches, offers) = (HashMap::new(), HashMap::new());
     let tombstones = VecDeque::new();
-    let mut transfers = Transfers { shared: shared.clone(), fetches, offers, tombstones, ended };
+    let mut transfers =
+        Transfers { shared: shared.clone(), mesh, fetches, offers, tombstones, ended };
     transfers.restore();
     loop {
         let more = shared.board.tell(&shared.settings.outbox);
@@ -205,6 +223,9 @@ impl Transfers {
             Letter::Order(TransferOrder::Join(join)) => self.join(join),
             Letter::Order(TransferOrder::Offer(offer)) => self.offer(offer),
             Letter::Order(TransferOrder::Cancel(cancel)) => self.cancel(&cancel),
+            Letter::Order(TransferOrder::Peers(peers)) => self.mesh.take_list(&peers),
+            Letter::Order(TransferOrder::RemovePeers(removed)) => self.mesh.remove(&removed),
+            Letter::Plan(plan) => self.mesh.hint(&plan),
         }
     }
 

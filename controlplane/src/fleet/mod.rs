@@ -137,6 +137,19 @@ impl std::fmt::Debug for Fleet {
     }
 }
 
+/// The name of an order in metrics.
+fn label_of(kind: &command_body::Kind) -> &'static str {
+    match kind {
+        command_body::Kind::RunTask(_) => "run_task",
+        command_body::Kind::CancelTask(_) => "cancel_task",
+        command_body::Kind::JoinTransfer(_) => "join_transfer",
+        command_body::Kind::OfferFile(_) => "offer_file",
+        command_body::Kind::CancelTransfer(_) => "cancel_transfer",
+        command_body::Kind::TransferPeers(_) => "transfer_peers",
+        command_body::Kind::RemovePeers(_) => "remove_peers",
+    }
+}
+
 fn to_data(kind: Kind) -> ToData {
     ToData { kind: Some(kind) }
 }
@@ -185,13 +198,7 @@ impl Fleet {
         agents: &[AgentId],
         before_send: impl FnOnce(CommandId, &[AgentId]),
     ) -> Result<(), FleetError> {
-        let label = match &kind {
-            command_body::Kind::RunTask(_) => "run_task",
-            command_body::Kind::CancelTask(_) => "cancel_task",
-            command_body::Kind::JoinTransfer(_) => "join_transfer",
-            command_body::Kind::OfferFile(_) => "offer_file",
-            command_body::Kind::CancelTransfer(_) => "cancel_transfer",
-        };
+        let label = label_of(&kind);
         let online = agents.iter().filter(|agent| self.registry.link_of(agent).is_some());
         let online: Vec<AgentId> = online.cloned().collect();
         let command_id = CommandId(random::bytes()?);
@@ -202,21 +209,55 @@ impl Fleet {
         let body = CommandBody { command_id: command_id.to_bytes(), kind: Some(kind) };
         for agents in online.chunks(DISPATCH_AGENTS_MAX) {
             let dispatch = self.sign(&body, not_after_ms, agents).await?;
-            metrics::counter!(names::CONTROL_DISPATCHES, "command" => label).increment(1);
-            metrics::counter!(names::CONTROL_DISPATCH_TARGETS, "command" => label)
-                .increment(agents.len() as u64);
-            let mut by_link: BTreeMap<u64, Vec<(&AgentId, Bytes)>> = BTreeMap::new();
-            for (agent, extra) in agents.iter().zip(dispatch.extras) {
-                // One that left since is in nobody's batch and waits for its next session.
-                if let Some(link) = self.registry.link_of(agent) {
-                    by_link.entry(link).or_default().push((agent, extra));
-                }
-            }
-            for (link, targets) in by_link {
-                self.fan_out(link, purpose, &dispatch.common, targets.into_iter()).await;
-            }
+            self.send_dispatch(purpose, label, agents, dispatch).await;
         }
         Ok(())
+    }
+
+    /// Signs an order of its own for each agent that has a session, all with one signature, and
+    /// sends them. The others get nothing.
+    pub async fn command_each(
+        &self,
+        purpose: Purpose,
+        orders: Vec<(AgentId, command_body::Kind)>,
+        not_after_ms: i64,
+    ) -> Result<(), FleetError> {
+        let Some((_, kind)) = orders.first() else { return Ok(()) };
+        let label = label_of(kind);
+        let command_id = CommandId(random::bytes()?).to_bytes();
+        let online = orders.into_iter().filter(|(agent, _)| self.registry.link_of(agent).is_some());
+        let bodies = online.map(|(agent, kind)| {
+            (agent, CommandBody { command_id: command_id.clone(), kind: Some(kind) })
+        });
+        let bodies: Vec<_> = bodies.collect();
+        for bodies in bodies.chunks(DISPATCH_AGENTS_MAX) {
+            let agents: Vec<AgentId> = bodies.iter().map(|(agent, _)| agent.clone()).collect();
+            let dispatch = self.sign_each(bodies, not_after_ms).await?;
+            self.send_dispatch(purpose, label, &agents, dispatch).await;
+        }
+        Ok(())
+    }
+
+    async fn send_dispatch(
+        &self,
+        purpose: Purpose,
+        label: &'static str,
+        agents: &[AgentId],
+        dispatch: Dispatch,
+    ) {
+        metrics::counter!(names::CONTROL_DISPATCHES, "command" => label).increment(1);
+        metrics::counter!(names::CONTROL_DISPATCH_TARGETS, "command" => label)
+            .increment(agents.len() as u64);
+        let mut by_link: BTreeMap<u64, Vec<(&AgentId, Bytes)>> = BTreeMap::new();
+        for (agent, extra) in agents.iter().zip(dispatch.extras) {
+            // One that left since is in nobody's batch and waits for its next session.
+            if let Some(link) = self.registry.link_of(agent) {
+                by_link.entry(link).or_default().push((agent, extra));
+            }
+        }
+        for (link, targets) in by_link {
+            self.fan_out(link, purpose, &dispatch.common, targets.into_iter()).await;
+        }
     }
 
     /// Signs a dispatch; a large one on a thread of its own, for the runtime has two.
@@ -232,6 +273,22 @@ impl Fleet {
         let (keys, body, agents) = (self.keys.clone(), body.clone(), agents.to_vec());
         let signed = tokio::task::spawn_blocking(move || {
             keys.signer().dispatch(&body, not_after_ms, &agents, &SystemRandom::new())
+        });
+        Ok(signed.await.map_err(std::io::Error::other)??)
+    }
+
+    /// Likewise for orders of their own.
+    async fn sign_each(
+        &self,
+        orders: &[(AgentId, CommandBody)],
+        not_after_ms: i64,
+    ) -> Result<Dispatch, FleetError> {
+        if orders.len() <= SIGN_AT_ONCE_MAX {
+            return Ok(self.keys.signer().dispatch_each(orders, not_after_ms, &self.random)?);
+        }
+        let (keys, orders) = (self.keys.clone(), orders.to_vec());
+        let signed = tokio::task::spawn_blocking(move || {
+            keys.signer().dispatch_each(&orders, not_after_ms, &SystemRandom::new())
         });
         Ok(signed.await.map_err(std::io::Error::other)??)
     }

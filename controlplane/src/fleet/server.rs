@@ -358,6 +358,8 @@ impl Server {
                 self.fleet.registry.report_load(&agent, load);
             }
             Agent::Renew(request) => self.renew(link, agent, request).await,
+            // No transfer is planned here yet, so no agent has anything to report.
+            Agent::MeshReport(_) => {}
         }
     }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use skein_wire::ids::{AgentId, Instance};
+use skein_wire::limits::MESH_PEER_ADDRESSES_MAX;
 use skein_wire::signal::v1::HostFacts;
 
 use super::selector::Selectable;
@@ -92,6 +93,12 @@ impl Facts {
                 mac: cut(report.mac),
                 agent_start_ms: report.agent_start_ms,
                 metrics_addr: cut(report.metrics_addr),
+                mesh_addresses: report
+                    .mesh_addresses
+                    .into_iter()
+                    .take(MESH_PEER_ADDRESSES_MAX)
+                    .map(cut)
+                    .collect(),
             },
         }
     }
@@ -220,5 +227,27 @@ impl Selectable for AgentEntry {
             (None, Some(_)) => AgentState::Online,
             (None, None) => self.away,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn facts_of_an_older_server_are_read() {
+        let text = r#"{"hostname":"h","ips":["10.0.0.1"],"labels":{},"region":"","zone":"",
+            "cloud_id":0,"host":{"os":"linux","metrics_addr":"127.0.0.1:29405"}}"#;
+        let facts: Facts = serde_json::from_str(text).unwrap();
+        assert_eq!(facts.host.mesh_addresses, Vec::<String>::new());
+        assert_eq!(facts.host.metrics_addr, "127.0.0.1:29405");
+    }
+
+    #[test]
+    fn a_report_of_many_addresses_is_cut() {
+        let mesh_addresses = vec!["x".repeat(10_000); 1_000];
+        let facts = Facts::from_report(HostFacts { mesh_addresses, ..HostFacts::default() });
+        let lengths: Vec<usize> = facts.host.mesh_addresses.iter().map(String::len).collect();
+        assert_eq!(lengths, [FACT_BYTES_MAX; MESH_PEER_ADDRESSES_MAX]);
     }
 }

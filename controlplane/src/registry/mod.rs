@@ -61,6 +61,17 @@ pub struct Addressee {
     pub online: bool,
 }
 
+/// An agent as others meet it in a transfer.
+#[derive(Clone, Debug)]
+pub struct MeshAgent {
+    /// SHA-256 of its public key, hex.
+    pub key_sha256: String,
+    /// Where it listens, as it reported.
+    pub addresses: Vec<String>,
+    /// From where its session comes; empty without one.
+    pub remote_addr: String,
+}
+
 impl Registry {
     /// Loads what is stored.
     pub async fn load(store: Arc<dyn Store>) -> Result<Self, StoreError> {
@@ -160,6 +171,18 @@ impl Registry {
                 online: agent.session.is_some(),
             })
             .collect()
+    }
+
+    /// How others meet an agent; none when it is not known or revoked.
+    pub fn mesh_agent(&self, id: &AgentId) -> Option<MeshAgent> {
+        let state = self.read();
+        let agent = state.agents.get(id).filter(|agent| agent.identity.revoked_ms.is_none())?;
+        let session = agent.session.as_ref();
+        Some(MeshAgent {
+            key_sha256: agent.identity.key_sha256.clone(),
+            addresses: agent.facts.host.mesh_addresses.clone(),
+            remote_addr: session.map_or_else(String::new, |session| session.remote_addr.clone()),
+        })
     }
 
     /// The link that carries an agent's session.

@@ -12,6 +12,7 @@
 
 mod cache;
 mod host;
+mod membership;
 mod record;
 mod worker;
 
@@ -23,6 +24,7 @@ use tokio::sync::{mpsc, oneshot};
 
 pub use cache::{Cache, CacheError, CacheLimits};
 pub use host::{Final, HostPush};
+pub use membership::{Link, Membership, MembershipSendError, links_of};
 pub use record::{TransferError, TransferRecord};
 pub use worker::Worker;
 

@@ -10,6 +10,7 @@
 //!
 //! Beside them stand [`planner`] (which gear, and how long it takes) and [`coordinator`] (who sends
 //! what to whom), which control runs; they and a swarm share only [`plan`] and [`place`].
+//! Whom a member may meet stands in [`membership`] (signed) and [`hints`] (not).
 
 pub mod bitfield;
 pub mod coordinator;
@@ -18,10 +19,12 @@ mod failure;
 pub mod geometry;
 mod handshake;
 pub mod hashes;
+pub mod hints;
 pub mod leecher;
 pub mod link;
 mod link_error;
 pub mod manifest;
+pub mod membership;
 pub mod merkle;
 pub mod metainfo;
 pub mod name;

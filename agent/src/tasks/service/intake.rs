@@ -145,6 +145,12 @@ impl Service {
                 command_body::Kind::CancelTransfer(cancel) => {
                     (self.settings.transfers)(TransferOrder::Cancel(cancel));
                 }
+                command_body::Kind::TransferPeers(peers) => {
+                    (self.settings.transfers)(TransferOrder::Peers(peers));
+                }
+                command_body::Kind::RemovePeers(removed) => {
+                    (self.settings.transfers)(TransferOrder::RemovePeers(removed));
+                }
             }
         }
     }

@@ -25,7 +25,8 @@ use bytes::Bytes;
 use skein_observe::names;
 use skein_wire::ids::TaskId;
 use skein_wire::signal::v1::{
-    CancelTransfer, CommandBody, CommandRefused, JoinTransfer, OfferFile, ReportAck, agent_message,
+    CancelTransfer, CommandBody, CommandRefused, JoinTransfer, OfferFile, RemovePeers, ReportAck,
+    TransferPeers, agent_message,
 };
 use tokio::sync::oneshot;
 
@@ -61,6 +62,10 @@ pub enum TransferOrder {
     Offer(OfferFile),
     /// End a transfer.
     Cancel(CancelTransfer),
+    /// Exchange pieces with these.
+    Peers(TransferPeers),
+    /// And no longer with these.
+    RemovePeers(RemovePeers),
 }
 
 /// A command whose signature, target and deadline were verified.

@@ -104,6 +104,8 @@ pub struct AgentFacts {
     pub agent_start_ms: i64,
     /// Where its `/metrics` listens; empty when off.
     pub metrics_addr: String,
+    /// Where other agents reach it for files; empty when it does not listen.
+    pub mesh_addresses: Vec<String>,
 }
 
 /// Load of an agent.
