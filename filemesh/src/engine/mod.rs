@@ -6,16 +6,26 @@
 
 mod dir;
 mod error;
+pub mod inbound;
+mod landing;
+pub mod memory;
 mod owner;
 pub mod portable;
+pub mod queue;
+pub mod recent;
 mod stamp;
 mod sys;
 
 pub use crate::core::name::check_file_name;
 pub use dir::TargetDir;
 pub use error::FileError;
+pub use inbound::{Inbound, Taken};
+pub use landing::Landing;
+pub use memory::{BlockMemory, MemoryCounters, View};
 pub use owner::Owner;
 pub use portable::{
     Attributes, HashedFile, LeafFile, LeafFileWriter, PartialFile, SeedFile, StoreFile, hash_file,
 };
+pub use queue::{EngineKind, QueueFile, WriteQueue};
+pub use recent::RecentBlocks;
 pub use stamp::FileStamp;
