@@ -12,6 +12,9 @@ use skein_filemesh::core::peer_wire::{
     REQUEST_BYTES_MAX,
 };
 use skein_filemesh::core::upload::HASH_QUEUE_MAX;
+use skein_filemesh::engine::memory::{MEMORY_BYTES, SLAB_BYTES};
+use skein_filemesh::engine::queue::DEPTH;
+use skein_filemesh::engine::recent::RECENT_BYTES;
 
 const DOCUMENT: &str = include_str!("../../docs/filemesh.md");
 
@@ -34,6 +37,10 @@ fn the_document_states_the_limits() {
         ("KEEP_ALIVE_MS", KEEP_ALIVE_MS),
         ("STALL_MS", STALL_MS),
         ("SILENCE_MS", SILENCE_MS),
+        ("SLAB_BYTES", SLAB_BYTES as u64),
+        ("MEMORY_BYTES", MEMORY_BYTES as u64),
+        ("RECENT_BYTES", RECENT_BYTES as u64),
+        ("DEPTH", DEPTH as u64),
     ];
     for (name, value) in limits {
         assert!(DOCUMENT.contains(&format!("| `{name}` | {value} |")), "{name} is {value}");

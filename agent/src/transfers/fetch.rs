@@ -121,7 +121,7 @@ async fn whole(
     };
     let (settings, order, expected) = (shared.settings.clone(), join.clone(), manifest.clone());
     let mut file = shared.on_disk(move || open(&settings, &id, &order, &expected)).await??;
-    file.use_memory(shared.memory.clone(), 0);
+    file.use_memory(&shared.memory, 0);
     let mut update = super::update(&id, TransferState::Running);
     update.verified_bytes = 0;
     shared.board.set(id, update);
@@ -233,7 +233,7 @@ impl Fetch<'_> {
             rate_limit_bytes_per_s: join.rate_limit_bytes_per_s,
         };
         let mut leecher = Leecher::connect(download, ours, options, clock::now_ms());
-        let mut input = Inbound::new(self.shared.memory.clone());
+        let mut input = Inbound::new(&self.shared.memory);
         let (mut output, mut actions) = (Vec::new(), Vec::new());
         leecher.tick(clock::now_ms(), &mut actions);
         let end = loop {

@@ -42,7 +42,7 @@ pub enum Taken {
 
 impl Inbound {
     /// A link's receiving side that takes the slabs for data of `memory`.
-    pub fn new(memory: BlockMemory) -> Self {
+    pub fn new(memory: &BlockMemory) -> Self {
         Self { head: Vec::new(), have: 0, landing: Landing::new(memory), lands: false }
     }
 

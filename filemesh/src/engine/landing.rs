@@ -7,7 +7,7 @@
 //!
 //! What has arrived of a block and is not whole stays where it is; nothing is ever moved.
 
-use super::memory::{BlockMemory, Room, View};
+use super::memory::{BlockMemory, Lease, Room, View};
 use crate::core::geometry::BLOCK_BYTES;
 
 const BLOCK: usize = BLOCK_BYTES as usize;
@@ -15,7 +15,7 @@ const BLOCK: usize = BLOCK_BYTES as usize;
 /// Takes up the data of one link.
 #[derive(Debug)]
 pub struct Landing {
-    memory: BlockMemory,
+    memory: Lease,
     room: Option<Room>,
     /// Bytes at the room's start that have arrived.
     filled: usize,
@@ -24,8 +24,8 @@ pub struct Landing {
 impl Landing {
     /// A place that takes its slabs of `memory`, one at a time and, so that the link never stands
     /// still for want of one, beyond its promise.
-    pub fn new(memory: BlockMemory) -> Self {
-        Self { memory, room: None, filled: 0 }
+    pub fn new(memory: &BlockMemory) -> Self {
+        Self { memory: memory.lease(), room: None, filled: 0 }
     }
 
     /// Room for the next bytes, `limit` at most: those that are left of whole blocks and of a last,
@@ -74,7 +74,7 @@ mod tests {
     #[test]
     fn blocks_land_whole_and_aligned_however_they_are_read() {
         let memory = BlockMemory::new(1 << 20);
-        let mut landing = Landing::new(memory.clone());
+        let mut landing = Landing::new(&memory);
         let sizes = [BLOCK * 20, 5_000, BLOCK * 3, 1, BLOCK * 40];
         let (mut step, mut kept) = (1, vec![]);
         for (number, size) in sizes.into_iter().enumerate() {
@@ -90,7 +90,8 @@ mod tests {
                 let whole = landing.bytes().len();
                 let whole = if left == 0 { whole } else { whole - whole % BLOCK };
                 let view = landing.cut(whole).unwrap();
-                assert!(view.as_ptr() as usize % 4096 == 0 && view.len() <= SLAB_BYTES);
+                let address = view.as_ptr() as usize;
+                assert!(address.is_multiple_of(4096) && view.len() <= SLAB_BYTES);
                 kept.push((number as u8 + 1, view));
             }
             assert!(landing.bytes().is_empty());

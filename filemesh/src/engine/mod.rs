@@ -13,6 +13,7 @@ mod owner;
 pub mod portable;
 pub mod queue;
 pub mod recent;
+pub mod reserve;
 mod stamp;
 mod sys;
 

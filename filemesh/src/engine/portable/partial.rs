@@ -14,7 +14,9 @@ use crate::core::geometry::{BLOCK_BYTES, Geometry};
 use crate::core::manifest::Manifest;
 use crate::core::name::check_file_name;
 use crate::engine::error::{Context, FileError};
-use crate::engine::{BlockMemory, FileStamp, Owner, RecentBlocks, TargetDir, View, sys};
+use crate::engine::{
+    BlockMemory, FileStamp, Owner, RecentBlocks, TargetDir, View, WriteQueue, sys,
+};
 use skein_wire::ids::TransferId;
 use std::fs::{self, File, Permissions};
 use std::io;
@@ -91,9 +93,20 @@ impl PartialFile {
         self.file.write_back();
     }
 
+    /// Sends a file around the page cache whatever its size.
+    pub fn around_cache(&mut self) {
+        self.file.around_cache();
+    }
+
+    /// Lets `queue` write what goes around the page cache. An error of a write then comes out of a
+    /// later call.
+    pub fn use_queue(&mut self, queue: WriteQueue) -> Result<(), FileError> {
+        self.file.use_queue(queue)
+    }
+
     /// Lets bytes be copied into slabs of `memory`, which files share, instead of a few of their
     /// own, and keeps the newest `recent_bytes` that are written for [`PartialFile::append_at`].
-    pub fn use_memory(&mut self, memory: BlockMemory, recent_bytes: usize) {
+    pub fn use_memory(&mut self, memory: &BlockMemory, recent_bytes: usize) {
         self.file.use_memory(memory);
         self.recent = RecentBlocks::new(recent_bytes);
     }
@@ -169,7 +182,7 @@ impl PartialFile {
         if let Some(block) = self.written.next_zero(0) {
             return Err(FileError::Incomplete { path: self.file.path().to_path_buf(), block });
         }
-        self.file.flush()?;
+        self.file.settle()?;
         let (file, path) = (self.file.file(), self.file.path());
         let Owner { uid, gid } = attributes.owner;
         // The owner first: changing it clears the set-id bits of a mode.

@@ -5,6 +5,7 @@ use crate::engine::memory::{ALIGN, View};
 use crate::engine::sys;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
@@ -23,7 +24,8 @@ pub struct QueueFile {
 
 #[derive(Debug, Default)]
 struct State {
-    under_way: usize,
+    /// What writes that have begun cover; as many as the queue is deep.
+    under_way: Vec<Range<u64>>,
     failed: Option<i32>,
 }
 
@@ -33,6 +35,16 @@ pub(super) struct Write {
     pub file: std::sync::Arc<QueueFile>,
     pub offset: u64,
     pub view: View,
+}
+
+impl Write {
+    /// Tells the file how it ended; the slab is free before anybody hears of it.
+    pub fn end(self, result: &io::Result<()>) {
+        let Self { file, offset, view } = self;
+        let len = view.len();
+        drop(view);
+        file.ended(offset, len, result);
+    }
 }
 
 impl QueueFile {
@@ -77,21 +89,32 @@ impl QueueFile {
         [Some((offset, view.slice(0..whole))), Some((offset + whole as u64, tail))]
     }
 
-    pub(super) fn begun(&self) {
-        self.lock().under_way += 1;
+    /// A write has begun.
+    pub(super) fn begun(&self, offset: u64, view: &View) {
+        self.lock().under_way.push(offset..offset + view.len() as u64);
     }
 
-    pub(super) fn ended(&self, result: &io::Result<()>) {
+    /// A write has ended.
+    pub(super) fn ended(&self, offset: u64, len: usize, result: &io::Result<()>) {
         let mut state = self.lock();
-        state.under_way -= 1;
+        let range = offset..offset + len as u64;
+        if let Some(at) = state.under_way.iter().position(|begun| *begun == range) {
+            state.under_way.swap_remove(at);
+        }
         if let Err(error) = result {
             state.failed.get_or_insert(error.raw_os_error().unwrap_or(libc::EIO));
         }
     }
 
+    /// Whether a write is under way to some of these bytes: the later one must not overtake it.
+    pub(super) fn is_busy(&self, offset: u64, len: usize) -> bool {
+        let end = offset + len as u64;
+        self.lock().under_way.iter().any(|begun| begun.start < end && offset < begun.end)
+    }
+
     /// Writes that have begun and of which nobody noted the end.
     pub fn under_way(&self) -> usize {
-        self.lock().under_way
+        self.lock().under_way.len()
     }
 
     /// The first error that a write met.

@@ -11,7 +11,7 @@
 //!   settle(file): until nothing of the file is under way; its first error
 //! ```
 //!
-//! Writes end in any order. Nothing depends on it: what is claimed of a partial file is proved when
+//! Writes end in any order, but for those of the same bytes. Nothing depends on it: what is claimed of a partial file is proved when
 //! it is read again, and a file is finished after it is settled.
 
 mod file;
@@ -164,11 +164,11 @@ impl WriteQueue {
         }
         let mut engine = self.lock();
         for (offset, view) in file.cut_for_disk(offset, view).into_iter().flatten() {
-            while engine.under_way() >= self.shared.depth {
+            while engine.under_way() >= self.shared.depth || file.is_busy(offset, view.len()) {
                 engine.submit();
                 engine.wait();
             }
-            file.begun();
+            file.begun(offset, &view);
             engine.push(Write { file: file.clone(), offset, view });
         }
         engine.submit();

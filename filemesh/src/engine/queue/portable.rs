@@ -68,9 +68,8 @@ fn work(queue: &Receiver<Write>, shared: &Shared, bell: &File) {
         }
         let parts: Vec<&View> = batch.iter().map(|write| &write.view).collect();
         let result = write_now(&batch[0].file, batch[0].offset, &parts);
-        batch.iter().for_each(|write| write.file.ended(&result));
         let count = batch.len();
-        drop(batch); // slabs are free before anybody hears of it
+        batch.into_iter().for_each(|write| write.end(&result));
         *shared.ended.lock().unwrap_or_else(|poison| poison.into_inner()) += count;
         shared.changed.notify_all();
         sys::ring_event(bell);
@@ -98,7 +97,8 @@ impl Engine for Portable {
         };
         // The thread is gone only if it panicked: then this one writes.
         if let Err(write) = sent {
-            write.file.ended(&write_now(&write.file, write.offset, &[&write.view]));
+            let result = write_now(&write.file, write.offset, &[&write.view]);
+            write.end(&result);
             self.under_way -= 1;
         }
     }

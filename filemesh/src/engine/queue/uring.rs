@@ -33,8 +33,8 @@ pub(super) struct Uring {
     buffers: Buffers,
     /// The ring failed: writes are made by the caller's thread.
     broken: Option<io::Error>,
-    /// Keeps the slabs at their places for as long as the ring.
-    _memory: BlockMemory,
+    /// Whose slabs are registered. It is pinned and outlives the ring.
+    memory: BlockMemory,
 }
 
 /// Errors with which a plain system call may do better: the first says that the file system has no
@@ -90,7 +90,7 @@ impl Uring {
             unsubmitted: 0,
             buffers,
             broken: None,
-            _memory: memory.clone(),
+            memory: memory.clone(),
         })
     }
 
@@ -99,7 +99,7 @@ impl Uring {
         let view = &write.view;
         let (file, _) = write.file.way(write.offset, view);
         let (fd, offset, len) = (types::Fd(file.as_raw_fd()), write.offset, view.len() as u32);
-        let entry = match self.buffers.number(&self.ring, view) {
+        let entry = match self.buffers.number(&self.ring, &self.memory, view) {
             Some(buffer) => {
                 opcode::WriteFixed::new(fd, view.as_ptr(), len, buffer).offset(offset).build()
             }
@@ -132,13 +132,14 @@ impl Uring {
             }
             Err(_) => Err(io::Error::from_raw_os_error(-result)),
         };
-        end(write, result);
+        write.end(&result);
     }
 
     /// Gives the ring up. What the kernel has stays in its slots for good.
     fn give_up(&mut self, error: io::Error) {
         for slot in self.slots.iter_mut().filter_map(Option::take) {
-            slot.file.ended(&Err(io::Error::from_raw_os_error(libc::EIO)));
+            let error = Err(io::Error::from_raw_os_error(libc::EIO));
+            slot.file.ended(slot.offset, slot.view.len(), &error);
             std::mem::forget(slot);
         }
         self.free = (0..self.slots.len()).rev().collect();
@@ -156,18 +157,13 @@ impl Uring {
     }
 }
 
-/// Tells the file; the slab is free before anybody hears of it.
-fn end(write: Write, result: io::Result<()>) {
-    let Write { file, view, .. } = write;
-    drop(view);
-    file.ended(&result);
-}
-
 impl Buffers {
     /// The number under which the ring knows the slab of `view`.
-    fn number(&mut self, ring: &IoUring, view: &View) -> Option<u16> {
-        let (number, start) = view.place();
-        let number = number.filter(|number| usize::from(*number) < self.known.len())?;
+    fn number(&mut self, ring: &IoUring, memory: &BlockMemory, view: &View) -> Option<u16> {
+        let (number, start) = view.place(memory)?;
+        if usize::from(number) >= self.known.len() {
+            return None;
+        }
         if !self.known[usize::from(number)] {
             if self.stopped.is_some() {
                 return None;
@@ -192,12 +188,12 @@ impl Engine for Uring {
     fn push(&mut self, write: Write) {
         // What goes through the page cache is a copy, which a ring would hand to a kernel thread.
         let is_direct = write.file.way(write.offset, &write.view).1;
-        let slot = if is_direct && self.broken.is_none() { self.free.pop() } else { None };
+        let slot = self.free.pop_if(|_| is_direct && self.broken.is_none());
         match slot {
             Some(number) => self.queue(number, write),
             None => {
                 let result = write_now(&write.file, write.offset, &[&write.view]);
-                end(write, result);
+                write.end(&result);
             }
         }
     }
