@@ -23,6 +23,9 @@ use skein_filemesh::core::tree::listing::{
     OwnerNames, PATH_BYTES_MAX,
 };
 use skein_filemesh::core::upload::HASH_QUEUE_MAX;
+use skein_filemesh::engine::memory::{MEMORY_BYTES, SLAB_BYTES};
+use skein_filemesh::engine::queue::DEPTH;
+use skein_filemesh::engine::recent::RECENT_BYTES;
 
 const DOCUMENT: &str = include_str!("../../docs/filemesh.md");
 
@@ -60,6 +63,10 @@ fn the_document_states_the_limits() {
         ("LEAVES_MAX", LEAVES_MAX.into()),
         ("TRACKERS_MAX", TRACKERS_MAX as u64),
         ("TRACKER_BYTES_MAX", TRACKER_BYTES_MAX as u64),
+        ("SLAB_BYTES", SLAB_BYTES as u64),
+        ("MEMORY_BYTES", MEMORY_BYTES as u64),
+        ("RECENT_BYTES", RECENT_BYTES as u64),
+        ("DEPTH", DEPTH as u64),
     ];
     for (name, value) in limits {
         assert!(DOCUMENT.contains(&format!("| `{name}` | {value} |")), "{name} is {value}");

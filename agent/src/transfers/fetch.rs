@@ -13,7 +13,9 @@ use skein_filemesh::core::download::Download;
 use skein_filemesh::core::leecher::{Action, Failure, Leecher, LeecherOptions};
 use skein_filemesh::core::manifest::{MODE_MASK, Manifest};
 use skein_filemesh::core::peer_wire::{Handshake, info_hash, peer_id};
-use skein_filemesh::engine::{Attributes, FileError, Owner, PartialFile, TargetDir};
+use skein_filemesh::engine::{
+    Attributes, FileError, Inbound, Owner, PartialFile, Taken, TargetDir,
+};
 use skein_observe::names;
 use skein_wire::hello::ChannelKind;
 use skein_wire::ids::TransferId;
@@ -33,8 +35,6 @@ const STUCK_MS: u64 = 900_000;
 const REFUSED_MS: u64 = 120_000;
 /// Servers that send false blocks are asked this often in all.
 const LIES_MAX: u32 = 3;
-/// Receive buffer: neighbouring blocks in it are written by one call.
-const READ_BYTES: usize = 512 * 1024;
 
 /// Why a fetch ended without its file.
 pub(super) enum FetchEnd {
@@ -77,6 +77,7 @@ struct Fetch<'a> {
     progress_ms: u64,
     verified_bytes: u64,
     refused_blocks: u64,
+    received: metrics::Counter,
 }
 
 /// Runs a transfer to its end. One that ends without its file leaves nothing behind, also of an
@@ -119,13 +120,17 @@ async fn whole(
         mtime_ms: (manifest.mtime_ms != 0).then_some(manifest.mtime_ms),
     };
     let (settings, order, expected) = (shared.settings.clone(), join.clone(), manifest.clone());
-    let file = shared.on_disk(move || open(&settings, &id, &order, &expected)).await??;
+    let mut file = shared.on_disk(move || open(&settings, &id, &order, &expected)).await??;
+    file.use_memory(&shared.memory, 0);
     let mut update = super::update(&id, TransferState::Running);
     update.verified_bytes = 0;
     shared.board.set(id, update);
     shared.changed.notify_one();
     let progress_ms = clock::now_ms();
-    let mut fetch = Fetch { shared, id, file, progress_ms, verified_bytes: 0, refused_blocks: 0 };
+    let received = metrics::counter!(names::AGENT_FILE_RECEIVED_BYTES);
+    let (verified_bytes, refused_blocks) = (0, 0);
+    let mut fetch =
+        Fetch { shared, id, file, progress_ms, verified_bytes, refused_blocks, received };
     let fetched = tokio::select! {
         fetched = fetch.fetch(join, &manifest) => fetched,
         () = cancelled(&mut cancel) => Err(FetchEnd::Cancelled),
@@ -228,12 +233,12 @@ impl Fetch<'_> {
             rate_limit_bytes_per_s: join.rate_limit_bytes_per_s,
         };
         let mut leecher = Leecher::connect(download, ours, options, clock::now_ms());
-        let (mut input, mut output) = (Vec::with_capacity(READ_BYTES), Vec::new());
-        let mut actions = Vec::new();
+        let mut input = Inbound::new(&self.shared.memory);
+        let (mut output, mut actions) = (Vec::new(), Vec::new());
         leecher.tick(clock::now_ms(), &mut actions);
         let end = loop {
             self.check_claims(&mut leecher, &mut actions).await;
-            if let Some(end) = self.act(&mut leecher, &mut actions, &input)? {
+            if let Some(end) = self.act(&mut leecher, &mut actions, &Taken::default())? {
                 break end;
             }
             leecher.take_output(&mut output, clock::now_ms());
@@ -252,18 +257,19 @@ impl Fetch<'_> {
             let deadline = leecher.deadline_ms().unwrap_or(now).saturating_sub(now);
             let read = tokio::time::timeout(
                 Duration::from_millis(deadline.max(1)),
-                link.io.read_buf(&mut input),
+                link.io.read(input.space(leecher.link().arriving_bytes())),
             );
             match read.await {
                 Err(_) => leecher.tick(clock::now_ms(), &mut actions),
                 Ok(Ok(0)) => break ChannelEnd::Broken("the server closed the file channel".into()),
                 Ok(Err(error)) => break ChannelEnd::Broken(error.to_string()),
-                Ok(Ok(_)) => {
-                    let used = leecher.receive(&input, clock::now_ms(), &mut actions);
-                    if let Some(end) = self.act(&mut leecher, &mut actions, &input)? {
+                Ok(Ok(count)) => {
+                    input.arrived(count);
+                    let used = leecher.receive(input.bytes(), clock::now_ms(), &mut actions);
+                    let taken = input.take(used);
+                    if let Some(end) = self.act(&mut leecher, &mut actions, &taken)? {
                         break end;
                     }
-                    input.drain(..used);
                 }
             }
             self.note(leecher.download());
@@ -278,12 +284,12 @@ impl Fetch<'_> {
         Ok((leecher.into_download(), end))
     }
 
-    /// Does what the leecher asks for; `input` is the buffer that writes refer to.
+    /// Does what the leecher asks for; `taken` is what writes refer to.
     fn act(
         &mut self,
         leecher: &mut Leecher,
         actions: &mut Vec<Action>,
-        input: &[u8],
+        taken: &Taken,
     ) -> Result<Option<ChannelEnd>, FetchEnd> {
         let mut end = None;
         while !actions.is_empty() {
@@ -291,8 +297,8 @@ impl Fetch<'_> {
                 match action {
                     Action::Write { offset, data } => {
                         let length = data.len() as u64;
-                        self.file.write_at(offset, &input[data])?;
-                        metrics::counter!(names::AGENT_FILE_RECEIVED_BYTES).increment(length);
+                        taken.write_to(&mut self.file, offset, data)?;
+                        self.received.increment(length);
                         leecher.written(length, clock::now_ms(), actions);
                     }
                     Action::Leaves { .. } => {}

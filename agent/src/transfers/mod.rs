@@ -23,6 +23,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use skein_filemesh::engine::BlockMemory;
 use skein_observe::names;
 use skein_wire::ids::TransferId;
 use skein_wire::signal::v1::{
@@ -143,6 +144,8 @@ struct Shared {
     running: Semaphore,
     hashing: Semaphore,
     disk_steps: Semaphore,
+    /// Where bytes arrive and wait for the disk.
+    memory: BlockMemory,
 }
 
 /// One transfer on its way; dropping the sender cancels it.
@@ -181,6 +184,7 @@ async fn run(settings: Settings, peers: Option<TcpListener>, mut inbox: mpsc::Re
         running: Semaphore::new(concurrent),
         hashing: Semaphore::new(1),
         disk_steps: Semaphore::new(DISK_STEPS_MAX),
+        memory: BlockMemory::default(),
     });
     let (ended, mut endings) = mpsc::unbounded_channel();
     let (fetches, offers) = (HashMap::new(), HashMap::new());

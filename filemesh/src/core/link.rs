@@ -258,6 +258,12 @@ impl PeerLink {
         self.in_flight.iter().filter(|request| request.owned).map(|request| request.range)
     }
 
+    /// Bytes of the stream from its first unconsumed one on that are data of a request, so that a
+    /// caller can receive them where they stay. 0: a message comes next.
+    pub fn arriving_bytes(&self) -> u32 {
+        self.arriving.as_ref().map_or(0, |arriving| arriving.range.len - arriving.done)
+    }
+
     /// Bytes that wait to be sent.
     pub fn out_len(&self) -> usize {
         self.out.len()

@@ -7,8 +7,14 @@
 
 mod dir;
 mod error;
+pub mod inbound;
+mod landing;
+pub mod memory;
 mod owner;
 pub mod portable;
+pub mod queue;
+pub mod recent;
+pub mod reserve;
 mod stamp;
 mod sys;
 pub mod tree;
@@ -16,9 +22,14 @@ pub mod tree;
 pub use crate::core::name::check_file_name;
 pub use dir::TargetDir;
 pub use error::FileError;
+pub use inbound::{Inbound, Taken};
+pub use landing::Landing;
+pub use memory::{BlockMemory, MemoryCounters, View};
 pub use owner::Owner;
 pub use portable::{
     Attributes, DescribedFile, HashedFile, Hashes, LeafFile, LeafFileWriter, PartialFile, SeedFile,
     StoreFile, Until, Verification, describe_file, hash_file, verify_file,
 };
+pub use queue::{EngineKind, QueueFile, WriteQueue};
+pub use recent::RecentBlocks;
 pub use stamp::FileStamp;

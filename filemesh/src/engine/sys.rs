@@ -6,7 +6,7 @@
 
 use std::ffi::{CStr, CString, OsString};
 use std::fs::File;
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::OpenOptionsExt;
@@ -112,6 +112,56 @@ pub fn free_bytes(fd: BorrowedFd<'_>) -> io::Result<u64> {
 pub fn open_direct(file: &File) -> io::Result<File> {
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     File::options().write(true).custom_flags(libc::O_DIRECT).open(path)
+}
+
+/// Slices that one call takes; Linux has 1,024.
+const SLICES_MAX: usize = 64;
+
+/// Writes all of `parts`, one behind the other, from `offset` on.
+pub fn write_all_at(file: &File, parts: &[&[u8]], offset: u64) -> io::Result<()> {
+    let mut slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
+    let (mut rest, mut at) = (slices.as_mut_slice(), offset);
+    IoSlice::advance_slices(&mut rest, 0); // passes empty ones by
+    while !rest.is_empty() {
+        let count = rest.len().min(SLICES_MAX) as libc::c_int;
+        // SAFETY: an `IoSlice` is an `iovec`, and all of them are valid for reads of their lengths.
+        let wrote =
+            unsafe { libc::pwritev(file.as_raw_fd(), rest.as_ptr().cast(), count, signed(at)?) };
+        match usize::try_from(wrote) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(wrote) => {
+                IoSlice::advance_slices(&mut rest, wrote);
+                at += wrote as u64;
+            }
+            Err(_) => {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A new eventfd that never blocks.
+pub fn event() -> io::Result<OwnedFd> {
+    // SAFETY: the call takes no pointers.
+    let fd = check(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })?;
+    // SAFETY: eventfd returned a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Makes an eventfd readable. It fails only when it is readable already, to the brim.
+pub fn ring_event(mut event: &File) {
+    let _ = io::Write::write(&mut event, &1u64.to_ne_bytes());
+}
+
+/// Makes an eventfd unreadable.
+pub fn clear_event(event: BorrowedFd<'_>) {
+    let mut count = [0u8; 8];
+    // SAFETY: `count` is valid for writes of its length. An error is that it was not readable.
+    unsafe { libc::read(event.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) };
 }
 
 /// Allocates the first `len` bytes of `file`; `len` must not be 0.

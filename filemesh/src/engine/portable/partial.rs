@@ -14,10 +14,13 @@ use crate::core::geometry::{BLOCK_BYTES, Geometry};
 use crate::core::manifest::Manifest;
 use crate::core::name::check_file_name;
 use crate::engine::error::{Context, FileError};
-use crate::engine::{FileStamp, Owner, TargetDir, sys};
+use crate::engine::{
+    BlockMemory, FileStamp, Owner, RecentBlocks, TargetDir, View, WriteQueue, sys,
+};
 use skein_wire::ids::TransferId;
 use std::fs::{self, File, Permissions};
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -45,6 +48,7 @@ pub struct PartialFile {
     is_new: bool,
     /// Blocks written by this run, and those that an earlier one claims.
     written: Bitfield,
+    recent: RecentBlocks,
 }
 
 impl PartialFile {
@@ -71,7 +75,8 @@ impl PartialFile {
                 if geometry.size_bytes() > KEPT_BYTES_MAX {
                     file.around_cache();
                 }
-                Ok(Self { dir, temporary, name, file, geometry, state, is_new, written })
+                let recent = RecentBlocks::default();
+                Ok(Self { dir, temporary, name, file, geometry, state, is_new, written, recent })
             }
             Err(error) => {
                 if is_new {
@@ -88,6 +93,24 @@ impl PartialFile {
         self.file.write_back();
     }
 
+    /// Sends a file around the page cache whatever its size.
+    pub fn around_cache(&mut self) {
+        self.file.around_cache();
+    }
+
+    /// Lets `queue` write what goes around the page cache. An error of a write then comes out of a
+    /// later call.
+    pub fn use_queue(&mut self, queue: WriteQueue) -> Result<(), FileError> {
+        self.file.use_queue(queue)
+    }
+
+    /// Lets bytes be copied into slabs of `memory`, which files share, instead of a few of their
+    /// own, and keeps the newest `recent_bytes` that are written for [`PartialFile::append_at`].
+    pub fn use_memory(&mut self, memory: &BlockMemory, recent_bytes: usize) {
+        self.file.use_memory(memory);
+        self.recent = RecentBlocks::new(recent_bytes);
+    }
+
     /// Blocks that an earlier run may have written; for
     /// [`Download::new`](crate::core::download::Download::new), which proves them first.
     pub fn claimed(&self) -> Option<Bitfield> {
@@ -98,6 +121,24 @@ impl PartialFile {
     /// Writes proved `data` at `offset`: whole blocks from a block border on. Small neighbouring
     /// writes leave together, so that an error may belong to an earlier one.
     pub fn write_at(&mut self, offset: u64, data: &[u8]) -> Result<(), FileError> {
+        let blocks = self.claim(offset, data)?;
+        self.file.write_at(offset, data)?;
+        self.written.set_range(blocks);
+        Ok(())
+    }
+
+    /// The same for bytes that lie in a slab: they are not copied, and served from there while they
+    /// are among the newest.
+    pub fn write_view(&mut self, offset: u64, view: View) -> Result<(), FileError> {
+        let blocks = self.claim(offset, &view)?;
+        self.recent.keep(offset, view.clone());
+        self.file.write_view(offset, view)?;
+        self.written.set_range(blocks);
+        Ok(())
+    }
+
+    /// Claims the blocks that `data` is at `offset`.
+    fn claim(&mut self, offset: u64, data: &[u8]) -> Result<Range<u32>, FileError> {
         let end = offset + data.len() as u64;
         let whole = end.is_multiple_of(u64::from(BLOCK_BYTES)) || end == self.geometry.size_bytes();
         let start =
@@ -106,14 +147,20 @@ impl PartialFile {
         let start = start.on("write other than whole blocks to", self.file.path())?;
         let blocks = start..end.div_ceil(u64::from(BLOCK_BYTES)) as u32;
         self.state.claim(blocks.clone())?;
-        self.file.write_at(offset, data)?;
-        self.written.set_range(blocks);
-        Ok(())
+        Ok(blocks)
     }
 
     /// Appends exactly `len` bytes at `offset` to `out`; on failure `out` is as before.
     pub fn append_at(&self, offset: u64, len: usize, out: &mut Vec<u8>) -> Result<(), FileError> {
+        if self.recent.append_at(offset, len, out) {
+            return Ok(());
+        }
         self.file.append_at(offset, len, out)
+    }
+
+    /// What is kept of the newest blocks.
+    pub fn recent(&self) -> &RecentBlocks {
+        &self.recent
     }
 
     /// Where the file will be.
@@ -135,7 +182,7 @@ impl PartialFile {
         if let Some(block) = self.written.next_zero(0) {
             return Err(FileError::Incomplete { path: self.file.path().to_path_buf(), block });
         }
-        self.file.flush()?;
+        self.file.settle()?;
         let (file, path) = (self.file.file(), self.file.path());
         let Owner { uid, gid } = attributes.owner;
         // The owner first: changing it clears the set-id bits of a mode.
