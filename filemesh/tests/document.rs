@@ -11,6 +11,8 @@ use skein_filemesh::core::peer_wire::{
     BlockRange, EXTENDED_BYTES_MAX, HASHES_MAX, Handshake, HashRange, MESSAGE_BYTES_MAX, Message,
     REQUEST_BYTES_MAX,
 };
+use skein_filemesh::core::swarm::extension::{HANDSHAKE, SKEIN_ID, Take};
+use skein_filemesh::core::swarm::{PATIENCE_MS_MIN, PATIENCE_PIECES, RETRY_MS_MAX};
 use skein_filemesh::core::upload::HASH_QUEUE_MAX;
 
 const DOCUMENT: &str = include_str!("../../docs/filemesh.md");
@@ -34,6 +36,9 @@ fn the_document_states_the_limits() {
         ("KEEP_ALIVE_MS", KEEP_ALIVE_MS),
         ("STALL_MS", STALL_MS),
         ("SILENCE_MS", SILENCE_MS),
+        ("PATIENCE_MS_MIN", PATIENCE_MS_MIN),
+        ("PATIENCE_PIECES", PATIENCE_PIECES),
+        ("RETRY_MS_MAX", RETRY_MS_MAX),
     ];
     for (name, value) in limits {
         assert!(DOCUMENT.contains(&format!("| `{name}` | {value} |")), "{name} is {value}");
@@ -100,4 +105,16 @@ fn messages_are_as_the_tables_say() {
     let shake = Handshake::new([1; 20], [2; 20]).encode();
     assert_eq!(shake[..28], *b"\x13BitTorrent protocol\0\0\0\0\0\x10\0\x14");
     assert_eq!(shake[28..], [[1; 20], [2; 20]].concat());
+}
+
+#[test]
+fn the_extension_is_as_the_page_says() {
+    assert_eq!(HANDSHAKE, b"d1:md5:skeini1eee");
+    assert!(DOCUMENT.contains("`d1:md5:skeini1eee`"));
+    assert_eq!(SKEIN_ID, 1);
+    let take = Take { plan: 7, stripes: 4, mask: 0b1010 };
+    assert_eq!(take.encode(), [0, 0, 0, 0, 7, 0, 4, 0, 0, 0, 0, 0, 0, 0, 10]);
+    for row in ["| 0 | 1 | 0, TAKE |", "| 1 | 4 | plan number |", "| 5 | 2 | stripes"] {
+        assert!(DOCUMENT.contains(row), "{row}");
+    }
 }
