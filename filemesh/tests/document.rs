@@ -114,7 +114,7 @@ fn the_extension_is_as_the_page_says() {
     assert_eq!(SKEIN_ID, 1);
     let take = Take { plan: 7, stripes: 4, mask: 0b1010 };
     assert_eq!(take.encode(), [0, 0, 0, 0, 7, 0, 4, 0, 0, 0, 0, 0, 0, 0, 10]);
-    for row in ["| 0 | 1 | 0, TAKE |", "| 1 | 4 | plan number |", "| 5 | 2 | stripes"] {
+    for row in ["| 0 | 1 | 0, TAKE |", "| 1 | 4 | plan number;", "| 5 | 2 | stripes"] {
         assert!(DOCUMENT.contains(row), "{row}");
     }
 }

@@ -151,11 +151,12 @@ impl Swarm {
                     peer.late_since_ms = Some(now_ms);
                     late.push((*key, peer.member));
                 }
-                Some(since) if now_ms.saturating_sub(since) >= PROBE_PATIENCES * patience_ms => {
-                    if peer.link.owned().next().is_none() {
-                        (peer.late_since_ms, peer.progress_ms) = (None, now_ms);
-                        probed.push(peer.member);
-                    }
+                Some(since)
+                    if now_ms.saturating_sub(since) >= PROBE_PATIENCES * patience_ms
+                        && peer.link.owned().next().is_none() =>
+                {
+                    (peer.late_since_ms, peer.progress_ms) = (None, now_ms);
+                    probed.push(peer.member);
                 }
                 _ => {}
             }

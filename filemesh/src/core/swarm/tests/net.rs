@@ -124,7 +124,7 @@ impl Net {
         let geometry = self.source.geometry();
         let disk = vec![0; geometry.size_bytes() as usize];
         let leaves = vec![None; geometry.block_count() as usize];
-        self.add(Start::Download(download), disk, leaves, rate)
+        self.add(Start::Download(Box::new(download)), disk, leaves, rate)
     }
 
     /// Adds a member whose disk holds `disk` of an earlier run that claims all of it.
@@ -132,7 +132,7 @@ impl Net {
         let blocks = self.source.geometry().block_count();
         let claimed = crate::core::bitfield::Bitfield::full(blocks);
         let download = self.source.download(Some(claimed));
-        self.add(Start::Download(download), disk, vec![None; blocks as usize], rate)
+        self.add(Start::Download(Box::new(download)), disk, vec![None; blocks as usize], rate)
     }
 
     fn at(&mut self, time_us: u64, event: Event) {

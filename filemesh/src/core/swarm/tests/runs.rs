@@ -185,7 +185,7 @@ fn a_plain_leecher_is_served() {
 fn a_plain_seed_is_a_mesh_peer() {
     let source = source(3_000_000, 131_072, 2);
     let config = Config::new(source.handshake("leecher"), 1);
-    let mut swarm = Swarm::new(Start::Download(source.download(None)), 1, config, 0);
+    let mut swarm = Swarm::new(Start::Download(Box::new(source.download(None))), 1, config, 0);
     let theirs = source.handshake("seed");
     let mut seeder = Seeder::connect(source.tree.clone(), Have::All, theirs, 0);
     let (mut up, mut down, mut disk) = (vec![], vec![], vec![0; 3_000_000]);
