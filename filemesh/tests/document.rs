@@ -16,6 +16,8 @@ use skein_filemesh::core::peer_wire::{
 };
 use skein_filemesh::core::plan::{NEIGHBOURS_MAX, STRIPES_MAX};
 use skein_filemesh::core::planner::{INLINE_BYTES_MAX, PlannerSettings};
+use skein_filemesh::core::swarm::extension::{HANDSHAKE, SKEIN_ID, Take};
+use skein_filemesh::core::swarm::{PATIENCE_MS_MIN, PATIENCE_PIECES, RETRY_MS_MAX};
 use skein_filemesh::core::tree::codec::encode;
 use skein_filemesh::core::tree::layout::LARGE_BYTES;
 use skein_filemesh::core::tree::listing::{
@@ -67,6 +69,9 @@ fn the_document_states_the_limits() {
         ("MEMORY_BYTES", MEMORY_BYTES as u64),
         ("RECENT_BYTES", RECENT_BYTES as u64),
         ("DEPTH", DEPTH as u64),
+        ("PATIENCE_MS_MIN", PATIENCE_MS_MIN),
+        ("PATIENCE_PIECES", PATIENCE_PIECES),
+        ("RETRY_MS_MAX", RETRY_MS_MAX),
     ];
     for (name, value) in limits {
         assert!(DOCUMENT.contains(&format!("| `{name}` | {value} |")), "{name} is {value}");
@@ -200,4 +205,16 @@ fn a_listing_is_as_the_tables_say() {
     assert_eq!(bytes[20..24], [0, 1, 0, 0]);
     assert_eq!(bytes[24..28], crc32c::crc32c(&body).to_be_bytes());
     assert_eq!(bytes[28..], body);
+}
+
+#[test]
+fn the_extension_is_as_the_page_says() {
+    assert_eq!(HANDSHAKE, b"d1:md5:skeini1eee");
+    assert!(DOCUMENT.contains("`d1:md5:skeini1eee`"));
+    assert_eq!(SKEIN_ID, 1);
+    let take = Take { plan: 7, stripes: 4, mask: 0b1010 };
+    assert_eq!(take.encode(), [0, 0, 0, 0, 7, 0, 4, 0, 0, 0, 0, 0, 0, 0, 10]);
+    for row in ["| 0 | 1 | 0, TAKE |", "| 1 | 4 | plan number;", "| 5 | 2 | stripes"] {
+        assert!(DOCUMENT.contains(row), "{row}");
+    }
 }

@@ -345,6 +345,7 @@ fn metainfo() -> Vec<Sample> {
         ("mesh_metainfo", "v1", v1.encode()),
         ("mesh_metainfo", "v2", v2.encode()),
         ("mesh_metainfo", "hybrid", hybrid),
+    ]
 }
 
 /// A list, a removal, a plan and a report, each behind the byte that says which it is.

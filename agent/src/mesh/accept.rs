@@ -202,7 +202,8 @@ async fn enter(
     let mut bytes = [0; HANDSHAKE_BYTES];
     io.read_exact(&mut bytes).await.map_err(|_| Refused::Broken)?;
     let theirs = Handshake::decode(&bytes).ok().flatten().ok_or(Refused::Handshake)?;
-    if !theirs.speaks_skein() || theirs.peer_id != peer_id(holder.agent.as_str()) {
+    let ours = Handshake::new(theirs.info_hash, theirs.peer_id);
+    if !theirs.suffices_for(&ours) || theirs.peer_id != peer_id(holder.agent.as_str()) {
         return Err(Refused::Handshake);
     }
     let until = Instant::now() + LIST_WAIT;

@@ -194,7 +194,7 @@ impl Dial<'_> {
         let theirs = exchanged?;
         let fits = theirs.info_hash == wanted.info_hash
             && theirs.peer_id == peer_id(name)
-            && theirs.speaks_skein();
+            && theirs.suffices_for(&ours);
         match fits {
             true => Ok(PeerStream::new(io, live, ours, theirs)),
             false => Err(wrong("its handshake is of another transfer or member")),

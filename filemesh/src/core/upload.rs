@@ -132,7 +132,7 @@ impl UploadQueue {
     }
 
     /// Requests and hash requests that are held.
-    pub fn len(&self) -> usize {
+    pub fn held(&self) -> usize {
         self.requests.len() + self.waiting.len() + self.hashes.len() + self.waiting_hashes.len()
     }
 
@@ -210,7 +210,7 @@ mod tests {
             .collect();
         assert_eq!(starts, [range(1, 32_768, 16_384), wide]);
         assert_eq!(queue.drop_waiting(|piece| piece != 2), [range(2, 0, 16_384)]);
-        assert_eq!(queue.len(), 0);
+        assert_eq!(queue.held(), 0);
     }
 
     #[test]

@@ -62,13 +62,12 @@ impl Take {
             return Ok(None);
         }
         let bytes: &[u8; TAKE_BYTES] = payload.try_into().map_err(|_| IllegalTake)?;
-        let mut take = Self { plan: 0, stripes: u16::from_be_bytes([bytes[5], bytes[6]]), mask: 0 };
-        for at in 1..5 {
-            take.plan = take.plan << 8 | u32::from(bytes[at]);
-        }
-        for at in 7..TAKE_BYTES {
-            take.mask = take.mask << 8 | u64::from(bytes[at]);
-        }
+        let [_, p0, p1, p2, p3, s0, s1, mask @ ..] = *bytes;
+        let take = Self {
+            plan: u32::from_be_bytes([p0, p1, p2, p3]),
+            stripes: u16::from_be_bytes([s0, s1]),
+            mask: u64::from_be_bytes(mask),
+        };
         let spare = if take.stripes == STRIPES_MAX { 0 } else { u64::MAX };
         let legal = take.stripes <= STRIPES_MAX && take.mask & (spare << (take.stripes % 64)) == 0;
         if legal { Ok(Some(take)) } else { Err(IllegalTake) }

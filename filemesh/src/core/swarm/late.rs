@@ -102,10 +102,10 @@ impl Swarm {
     /// When [`Swarm::tick`] is next needed; `None`: only after something happened.
     pub fn deadline_ms(&self) -> Option<u64> {
         let ready = |limit: &super::RateLimit| limit.ready_at(u64::from(BLOCK_BYTES));
-        let down = self.down.as_ref().filter(|_| self.is_limited).map(ready);
+        let fetching = !self.content.is_complete();
+        let down = self.down.as_ref().filter(|_| self.is_limited && fetching).map(ready);
         let up = self.up.as_ref().filter(|_| self.is_throttled).map(ready);
-        let look = (!self.content.is_complete() && !self.peers.is_empty())
-            .then_some(self.checked_ms + LOOK_MS);
+        let look = (fetching && !self.peers.is_empty()).then_some(self.checked_ms + LOOK_MS);
         let peers = self.peers.values().map(|peer| {
             let quiet = peer.heard_ms + SILENCE_MS;
             // Between the parts of a piece nothing else may be sent, so no keep-alive is due.
@@ -151,11 +151,12 @@ impl Swarm {
                     peer.late_since_ms = Some(now_ms);
                     late.push((*key, peer.member));
                 }
-                Some(since) if now_ms.saturating_sub(since) >= PROBE_PATIENCES * patience_ms => {
-                    if peer.link.owned().next().is_none() {
-                        (peer.late_since_ms, peer.progress_ms) = (None, now_ms);
-                        probed.push(peer.member);
-                    }
+                Some(since)
+                    if now_ms.saturating_sub(since) >= PROBE_PATIENCES * patience_ms
+                        && peer.link.owned().next().is_none() =>
+                {
+                    (peer.late_since_ms, peer.progress_ms) = (None, now_ms);
+                    probed.push(peer.member);
                 }
                 _ => {}
             }

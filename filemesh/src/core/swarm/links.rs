@@ -55,7 +55,7 @@ impl Swarm {
         let unneeded = self.peers.iter().filter(|(_, peer)| {
             let planned = self.contacts.get(peer.member);
             let planned = planned.is_some_and(|contact| contact.is_parent || contact.is_neighbour);
-            let busy = peer.owes() || peer.uploads.len() > 0 || peer.takes.mask != 0;
+            let busy = peer.owes() || peer.uploads.held() > 0 || peer.takes.mask != 0;
             peer.opened && !planned && !busy
         });
         let unneeded: Vec<PeerKey> = unneeded.map(|(key, _)| *key).collect();

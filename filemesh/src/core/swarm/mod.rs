@@ -85,7 +85,7 @@ impl Config {
 #[derive(Debug)]
 pub enum Start {
     /// A download, with what it holds or claims already.
-    Download(Download),
+    Download(Box<Download>),
     /// The whole file.
     Complete(Arc<PieceTree>),
 }
@@ -129,7 +129,7 @@ impl Swarm {
     /// The swarm of member `me`. Call [`Swarm::tick`] once to start it.
     pub fn new(start: Start, me: Member, config: Config, now_ms: u64) -> Self {
         let content = match start {
-            Start::Download(download) => Content::downloading(download),
+            Start::Download(download) => Content::downloading(*download),
             Start::Complete(tree) => Content::complete(tree),
         };
         let pieces = content.geometry.piece_count();

@@ -36,7 +36,7 @@ impl Random {
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
         let high = (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32) as u32;
-        (u64::from(high) * u64::from(bound) >> 32) as u32
+        ((u64::from(high) * u64::from(bound)) >> 32) as u32
     }
 }
 
@@ -54,6 +54,8 @@ pub(super) struct Picker<'a> {
     pub key: PeerKey,
     /// Whether the peer is asked for what is open.
     pub is_mesh: bool,
+    /// Bytes that may be asked for now, at least a block.
+    pub bytes_max: u32,
 }
 
 impl Picker<'_> {
@@ -75,7 +77,7 @@ impl Picker<'_> {
         }
         let has = peer.link.have().has(piece);
         let bytes = if has { peer.window.request_bytes() } else { peer.window.relay_bytes() };
-        Some(Want::Blocks(download.assign(block, bytes)))
+        Some(Want::Blocks(download.assign(block, bytes.min(self.bytes_max))))
     }
 
     fn download(&self) -> Option<&Download> {

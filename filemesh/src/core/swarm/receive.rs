@@ -263,8 +263,7 @@ impl Swarm {
 
     /// Asks every peer for what its window has room for.
     pub(super) fn advance_all(&mut self, now_ms: u64) {
-        self.kick = false;
-        self.is_blocked = false;
+        (self.kick, self.is_blocked, self.is_limited) = (false, false, false);
         let keys: Vec<PeerKey> = self.peers.keys().copied().collect();
         keys.into_iter().for_each(|key| self.advance(key, now_ms));
     }
@@ -277,7 +276,6 @@ impl Swarm {
         let Some(peer) = self.peers.get(&key).filter(|peer| peer.can_ask(now_ms)) else { return };
         let is_mesh = self.is_mesh(peer);
         let Some(peer) = self.peers.get_mut(&key) else { return };
-        self.is_limited &= self.down.is_some();
         let mut picker = Picker {
             content: &mut self.content,
             schedule: &mut self.schedule,
@@ -287,6 +285,7 @@ impl Swarm {
             copies: &self.copies,
             key,
             is_mesh,
+            bytes_max: u32::MAX,
         };
         while peer.link.can_request() {
             let bytes = u64::from(peer.window.request_bytes());
@@ -299,10 +298,12 @@ impl Swarm {
                 break;
             }
             if let Some(limit) = &mut self.down {
-                self.is_limited = limit.available(now_ms) < u64::from(BLOCK_BYTES);
-                if self.is_limited {
+                let available = limit.available(now_ms);
+                if available < u64::from(BLOCK_BYTES) {
+                    self.is_limited = true;
                     break;
                 }
+                picker.bytes_max = u32::try_from(available).unwrap_or(u32::MAX);
             }
             let Some(want) = picker.next(peer) else { break };
             if !peer.owes() || matches!(want, Want::Hashes(_)) && peer.link.in_flight() == 0 {

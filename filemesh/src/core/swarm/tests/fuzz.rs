@@ -12,7 +12,7 @@ use proptest::prelude::*;
 fn member(source: &Source, complete: bool) -> Swarm {
     let start = match complete {
         true => Start::Complete(source.tree.clone()),
-        false => Start::Download(source.download(None)),
+        false => Start::Download(Box::new(source.download(None))),
     };
     let mut swarm = Swarm::new(start, 1, Config::new(source.handshake("us"), 1), 0);
     let plan = HostPlan { number: 1, parents: vec![Some(2), Some(3)], neighbours: vec![2, 4] };
@@ -73,7 +73,7 @@ fn feed(swarm: &mut Swarm, bytes: &[u8], now_ms: u64, actions: &mut Vec<Action>)
 
 fn assert_bounded(swarm: &Swarm) {
     for peer in swarm.peers.values() {
-        assert!(peer.uploads.len() <= REQUESTS_MAX + HASH_QUEUE_MAX);
+        assert!(peer.uploads.held() <= REQUESTS_MAX + HASH_QUEUE_MAX);
         assert!(peer.hash_asked.len() <= HASH_QUEUE_MAX + 1);
         assert!(peer.link.out_len() <= OUT_BYTES_MAX + 65_536);
         assert!(peer.link.in_flight() <= REQUESTS_MAX);

@@ -60,6 +60,9 @@ pub struct Net {
     pub now_us: u64,
     pub nodes: Vec<Node>,
     pub latency_us: u64,
+    /// Of members that are added from now on: bytes per second up and down, 0 for none.
+    pub limits: (u64, u64),
+    seed: u64,
     source: Rc<Source>,
     connections: Vec<Connection>,
     events: BinaryHeap<Reverse<(u64, u64, Event)>>,
@@ -68,11 +71,13 @@ pub struct Net {
 
 impl Net {
     /// Member 0 has the file; members are added by [`Net::add`].
-    pub fn new(source: Source, rate: u64) -> Self {
+    pub fn new(source: Source, rate: u64, seed: u64) -> Self {
         let mut net = Self {
             now_us: 0,
             nodes: vec![],
-            latency_us: 500,
+            latency_us: 300 + seed * 100 % 1_000,
+            limits: (0, 0),
+            seed,
             source: Rc::new(source),
             connections: vec![],
             events: BinaryHeap::new(),
@@ -91,7 +96,8 @@ impl Net {
     fn add(&mut self, start: Start, disk: Vec<u8>, leaves: Vec<Option<Hash>>, rate: u64) -> usize {
         let me = self.nodes.len();
         let handshake = self.source.handshake(&format!("host-{me}"));
-        let config = Config::new(handshake, me as u64 + 1);
+        let mut config = Config::new(handshake, self.seed * 1_000 + me as u64);
+        (config.up_bytes_per_s, config.down_bytes_per_s) = self.limits;
         self.nodes.push(Node {
             swarm: Swarm::new(start, me as Member, config, self.now_us / 1000),
             disk,
@@ -118,7 +124,7 @@ impl Net {
         let geometry = self.source.geometry();
         let disk = vec![0; geometry.size_bytes() as usize];
         let leaves = vec![None; geometry.block_count() as usize];
-        self.add(Start::Download(download), disk, leaves, rate)
+        self.add(Start::Download(Box::new(download)), disk, leaves, rate)
     }
 
     /// Adds a member whose disk holds `disk` of an earlier run that claims all of it.
@@ -126,7 +132,7 @@ impl Net {
         let blocks = self.source.geometry().block_count();
         let claimed = crate::core::bitfield::Bitfield::full(blocks);
         let download = self.source.download(Some(claimed));
-        self.add(Start::Download(download), disk, vec![None; blocks as usize], rate)
+        self.add(Start::Download(Box::new(download)), disk, vec![None; blocks as usize], rate)
     }
 
     fn at(&mut self, time_us: u64, event: Event) {

@@ -14,7 +14,7 @@ pub const RATE: u64 = 2_500_000;
 
 /// A source and `count` members that follow interleaved trees of four stripes.
 pub fn planned(len: usize, piece_bytes: u32, count: usize, seed: u64) -> Net {
-    let mut net = Net::new(source(len, piece_bytes, seed), RATE);
+    let mut net = Net::new(source(len, piece_bytes, seed), RATE, seed);
     let members: Vec<Member> = (1..=count as Member).collect();
     members.iter().for_each(|_| {
         net.join(RATE);
@@ -60,9 +60,29 @@ fn interleaved_trees_reach_the_bound_and_the_source_sends_one_copy() {
 }
 
 #[test]
+fn rate_limits_hold_in_both_directions() {
+    let mut net = Net::new(source(2 << 20, 64 << 10, 1), RATE, 1);
+    // Member 1 asks for a quarter of its link; member 2 gets all from 1, which sends an eighth.
+    net.limits = (RATE / 8, RATE / 4);
+    net.join(RATE);
+    net.limits = (0, 0);
+    net.join(RATE);
+    for (member, parent) in [(1, 0), (2, 1)] {
+        let plan = HostPlan { number: 1, parents: vec![Some(parent)], neighbours: vec![] };
+        net.plan(member, plan);
+    }
+    let bound = bound_us(&net);
+    assert!(net.run(16 * bound, Net::all_done));
+    for (member, share) in [(1, 4.0), (2, 8.0)] {
+        let took = net.nodes[member].done_us.unwrap() as f64 / bound as f64;
+        assert!((took / share - 1.0).abs() < 0.03, "member {member}: {took:.3} of the bound");
+    }
+}
+
+#[test]
 fn a_mesh_without_a_plan_finishes() {
     for seed in 1..4 {
-        let mut net = Net::new(source(4 << 20, 64 << 10, seed), RATE);
+        let mut net = Net::new(source(4 << 20, 64 << 10, seed), RATE, seed);
         for member in 1..=8usize {
             net.join(RATE);
             let before = (0..member as Member).rev().take(4).collect();
@@ -165,7 +185,7 @@ fn a_plain_leecher_is_served() {
 fn a_plain_seed_is_a_mesh_peer() {
     let source = source(3_000_000, 131_072, 2);
     let config = Config::new(source.handshake("leecher"), 1);
-    let mut swarm = Swarm::new(Start::Download(source.download(None)), 1, config, 0);
+    let mut swarm = Swarm::new(Start::Download(Box::new(source.download(None))), 1, config, 0);
     let theirs = source.handshake("seed");
     let mut seeder = Seeder::connect(source.tree.clone(), Have::All, theirs, 0);
     let (mut up, mut down, mut disk) = (vec![], vec![], vec![0; 3_000_000]);
