@@ -15,7 +15,7 @@
 //!
 //! Invariants: a member is on the ring exactly while it is active or complete; a complete member
 //! has no parents; an active member has a parent in every stripe, and its chain of parents ends at
-//! a complete member or at the one that stands in for the source ([`Coordinator::roots`]).
+//! a complete member or at the one that stands in for the source (`roots`).
 
 mod build;
 mod holdings;
