@@ -15,7 +15,7 @@
 //!
 //! Invariants: a member is on the ring exactly while it is active or complete; a complete member
 //! has no parents; an active member has a parent in every stripe, and its chain of parents ends at
-//! a complete member or at the one that stands in for the source ([`Coordinator::roots`]).
+//! a complete member or at the one that stands in for the source (`roots`).
 
 mod build;
 mod holdings;
@@ -133,6 +133,8 @@ pub struct Coordinator {
     /// When the plan of the whole was last made, and for how many.
     built: Option<(u64, usize)>,
     joined_since: usize,
+    /// Hops to the last member when the whole was planned, and to those moved since.
+    built_depth: u32,
     deepest: u32,
     measured_ms: u64,
     missing_since: Option<u64>,
@@ -170,6 +172,7 @@ impl Coordinator {
             born_ms: now_ms,
             built: None,
             joined_since: 0,
+            built_depth: 0,
             deepest: 0,
             measured_ms: now_ms,
             missing_since: None,

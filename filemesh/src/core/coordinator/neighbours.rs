@@ -7,8 +7,12 @@
 //! have their two neighbours on the ring and no others, because what they send is scarce.
 
 use super::layout::{Layout, Random, Scope};
+use crate::core::plan::NEIGHBOURS_MAX;
 use std::collections::BTreeSet;
 use std::ops::Range;
+
+/// Links beside the ring's two.
+const LINKS_MAX: usize = NEIGHBOURS_MAX - 2;
 
 /// Links by chance that a member asks for, from near to far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +44,8 @@ pub(super) struct Neighbours {
 impl Neighbours {
     pub(super) fn new(settings: NeighbourSettings, members: u32, sources: BTreeSet<u32>) -> Self {
         let links = vec![vec![]; members as usize];
+        let links_max = settings.links_max.min(LINKS_MAX);
+        let settings = NeighbourSettings { links_max, ..settings };
         Self { settings, ring: BTreeSet::new(), links, sources }
     }
 
@@ -150,7 +156,7 @@ impl Neighbours {
 
     /// Links two members whatever their number of links is, up to the ring's reserve.
     pub(super) fn introduce(&mut self, at: u32, other: u32, changed: &mut BTreeSet<u32>) -> bool {
-        let room = |at: u32| self.links[at as usize].len() < crate::core::plan::NEIGHBOURS_MAX - 2;
+        let room = |at: u32| self.links[at as usize].len() < LINKS_MAX;
         if at == other || !room(at) || !room(other) || self.links[at as usize].contains(&other) {
             return false;
         }

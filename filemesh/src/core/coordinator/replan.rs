@@ -219,7 +219,7 @@ impl Coordinator {
 
     fn find_parent(&mut self, child: u32, stripe: u16) -> Option<u32> {
         // A near one is taken unless it is deep; then the least deep of the region.
-        let deep = 2 * self.shape.depth;
+        let deep = 2 * self.built_depth;
         let mut best: Option<(u32, u32)> = None;
         for scope in SCOPES {
             let range = self.layout.around(child, scope);

@@ -20,7 +20,7 @@ impl Coordinator {
             Some((at_ms, hosts)) => {
                 let since = self.now_ms.saturating_sub(at_ms);
                 let grown = self.joined_since * 2 >= hosts.max(2);
-                let deep = self.deepest > 2 * self.shape.depth + 4;
+                let deep = self.deepest > 2 * self.built_depth + 4;
                 (grown && since >= self.settings.gather_ms)
                     || (deep && since >= self.settings.rebuild_ms)
             }
@@ -49,6 +49,10 @@ impl Coordinator {
         }
         let stripes = self.roots.len() as u16;
         (0..stripes).for_each(|stripe| self.help_stand_in(stripe));
+        let depth = |at: u32, stripe| self.trees.chain(at, stripe, |_| false).map(|one| one.depth);
+        let depths = (0..self.layout.len())
+            .flat_map(|at| (0..stripes).filter_map(move |stripe| depth(at, stripe)));
+        self.built_depth = depths.max().unwrap_or(0);
     }
 
     fn positions(&self, state: State) -> Vec<u32> {
