@@ -44,7 +44,7 @@ impl Host {
             Start::Complete(Arc::clone(tree))
         } else {
             let held = self.held.take();
-            Start::Download(Download::new(tree.geometry(), tree.root(), held))
+            Start::Download(Box::new(Download::new(tree.geometry(), tree.root(), held)))
         };
         let seed = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(u64::from(host));
         let config = Config { links_max: LINKS_MAX, ..Config::new(handshake, seed) };

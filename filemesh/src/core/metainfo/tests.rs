@@ -222,7 +222,7 @@ fn a_check_names_the_block_where_leaves_are_known_and_else_the_piece() {
     );
     // Going on later begins at the unit that holds the place.
     for metainfo in &all {
-        assert_eq!(false_ranges(metainfo, &data, 190_000), [last.clone()]);
+        assert_eq!(false_ranges(metainfo, &data, 190_000), std::slice::from_ref(&last));
         assert_eq!(false_ranges(metainfo, &data, u64::MAX), []);
     }
     assert_eq!(false_ranges(&v2(b"", 65_536, false), b"", 0), []);
