@@ -9,8 +9,10 @@
 //! signature = Ed25519("skein-dispatch-1", leaf count (u32), root)
 //! ```
 //! So a captured command serves no other host and no later time, and 20,000 targets cost one
-//! signature. An agent verifies against the keys it pinned when it enrolled. Repeats within the
-//! deadline are the agent's to refuse: it remembers command ids until `not_after_ms`.
+//! signature, be the order the same for all ([`Signer::dispatch`]) or a body of its own for each
+//! ([`Signer::dispatch_each`]). An agent verifies against the keys it pinned when it enrolled.
+//! Repeats within the deadline are the agent's to refuse: it remembers command ids until
+//! `not_after_ms`.
 
 use bytes::Bytes;
 use prost::Message;
@@ -103,7 +105,7 @@ pub struct Signer {
 /// A signed dispatch: agent `i` gets `common` followed by `extras[i]`.
 #[derive(Debug, Clone)]
 pub struct Dispatch {
-    /// What all share of a [`ServerMessage`], encoded.
+    /// What all share of a [`ServerMessage`], encoded; the body too when it is the same for all.
     pub common: Bytes,
     /// What each has of its own, in the order of the agents.
     pub extras: Vec<Bytes>,
@@ -131,24 +133,52 @@ impl Signer {
         agents: &[AgentId],
         random: &dyn SecureRandom,
     ) -> Result<Dispatch, SignError> {
+        let body = Bytes::from(body.encode_to_vec());
+        let digest = merkle::sha256(&body);
+        let agents: Vec<_> = agents.iter().map(|agent| (agent, digest)).collect();
+        self.sign(body, not_after_ms, &agents, |_| Bytes::new(), random)
+    }
+
+    /// Signs a body of its own for each agent until `not_after_ms`, all with one signature.
+    pub fn dispatch_each(
+        &self,
+        orders: &[(AgentId, CommandBody)],
+        not_after_ms: i64,
+        random: &dyn SecureRandom,
+    ) -> Result<Dispatch, SignError> {
+        let bodies: Vec<Bytes> =
+            orders.iter().map(|(_, body)| body.encode_to_vec().into()).collect();
+        let digests = bodies.iter().map(|body| merkle::sha256(body));
+        let agents: Vec<_> = orders.iter().map(|(agent, _)| agent).zip(digests).collect();
+        self.sign(Bytes::new(), not_after_ms, &agents, |index| bodies[index].clone(), random)
+    }
+
+    /// Signs for `agents` and the digests of their bodies. `common` is the body that all share,
+    /// `own` that of one.
+    fn sign(
+        &self,
+        common: Bytes,
+        not_after_ms: i64,
+        agents: &[(&AgentId, Hash)],
+        own: impl Fn(usize) -> Bytes,
+        random: &dyn SecureRandom,
+    ) -> Result<Dispatch, SignError> {
         if agents.is_empty() || agents.len() > DISPATCH_AGENTS_MAX {
             return Err(SignError::Agents(agents.len()));
         }
-        let body = Bytes::from(body.encode_to_vec());
-        let digest = merkle::sha256(&body);
         let mut nonces = vec![0; agents.len() * NONCE_BYTES];
         random.fill(&mut nonces).map_err(|_| SignError::Random)?;
         let (nonces, _) = nonces.as_chunks::<NONCE_BYTES>();
         let leaves = agents
             .iter()
             .zip(nonces)
-            .map(|(agent, nonce)| leaf_hash(agent, &digest, not_after_ms, nonce))
+            .map(|((agent, digest), nonce)| leaf_hash(agent, digest, not_after_ms, nonce))
             .collect();
         let tree = Tree::new(leaves).ok_or(SignError::Agents(0))?;
         let leaf_count = agents.len() as u32;
         let signature = self.key.sign(&statement(leaf_count, &tree.root()));
         let common = encode(Command {
-            body,
+            body: common,
             not_after_ms,
             key_id: self.key_id,
             signature: Bytes::copy_from_slice(signature.as_ref()),
@@ -158,6 +188,7 @@ impl Signer {
         let extra = |(index, nonce): (usize, &[u8; NONCE_BYTES])| {
             let path = tree.path(index).unwrap_or_default();
             encode(Command {
+                body: own(index),
                 leaf_index: index as u32,
                 nonce: Bytes::copy_from_slice(nonce),
                 path: path.iter().map(|hash| Bytes::copy_from_slice(hash)).collect(),
@@ -296,6 +327,25 @@ mod tests {
         assert_eq!(refusal(&|c| c.path = vec![vec![0; 32].into(); 99]), Refusal::Malformed);
         let late = verifier.verify(&agent("a"), &good, NOT_AFTER + 1);
         assert_eq!(late, Err(Refusal::Expired));
+    }
+
+    #[test]
+    fn one_signature_covers_a_body_of_its_own_for_each() {
+        let signer = signer(1);
+        let verifier = Verifier::new(vec![signer.public()]);
+        let own = |id: u8| CommandBody { command_id: vec![id; 16].into(), ..body() };
+        let orders = ["a", "b", "c"].map(|name| (agent(name), own(name.as_bytes()[0])));
+        let random = SystemRandom::new();
+        let signed = signer.dispatch_each(&orders, NOT_AFTER, &random).unwrap();
+        let of = |index| command_of(&signed, index);
+        for (index, (agent, body)) in orders.iter().enumerate() {
+            assert_eq!(verifier.verify(agent, &of(index), NOT_AFTER).as_ref(), Ok(body));
+        }
+        // Another's body is not for us, neither under its own proof nor under ours.
+        let (ours, theirs) = (&orders[0].0, of(1));
+        assert_eq!(verifier.verify(ours, &theirs, NOT_AFTER), Err(Refusal::Signature));
+        let swapped = Command { body: theirs.body, ..of(0) };
+        assert_eq!(verifier.verify(ours, &swapped, NOT_AFTER), Err(Refusal::Signature));
     }
 
     #[test]

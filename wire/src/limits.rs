@@ -56,7 +56,33 @@ pub const LANES_PER_AGENT_MAX: usize = 1_024;
 /// Longest interval between heartbeats that a server may ask for.
 pub const HEARTBEAT_INTERVAL_MS_MAX: u32 = 300_000;
 
+/// Peers of one member's signed list. A plan needs the parents and children of its stripes and a
+/// few dozen neighbours.
+pub const MESH_PEERS_MAX: usize = 256;
+
+/// Addresses of one peer: more would only be tried one after the other in vain.
+pub const MESH_PEER_ADDRESSES_MAX: usize = 4;
+
+/// One address as text: an IPv6 address in brackets, a port.
+pub const MESH_ADDRESS_BYTES_MAX: usize = 64;
+
+/// Highest number of a member. Numbers are not used again, so there are more than agents.
+pub const MESH_MEMBER_MAX: u32 = (1 << 24) - 1;
+
+/// Members that one message removes.
+pub const MESH_REMOVED_MAX: usize = 16_384;
+
+/// Ranges of pieces in one report; what does not fit goes into the next.
+pub const MESH_RANGES_MAX: usize = 8_192;
+
+/// A peer's id, key hash, addresses, number and their tags and lengths.
+const MESH_PEER_BYTES_MAX: usize =
+    64 + 32 + MESH_PEER_ADDRESSES_MAX * (MESH_ADDRESS_BYTES_MAX + 2) + 16;
+
 const _: () = {
+    assert!(MESH_PEERS_MAX * MESH_PEER_BYTES_MAX + 8 * 1024 < SIGNAL_MESSAGE_BYTES_MAX);
+    assert!(MESH_REMOVED_MAX * 4 + 8 * 1024 < SIGNAL_MESSAGE_BYTES_MAX);
+    assert!(MESH_RANGES_MAX * 14 + 8 * 1024 < SIGNAL_MESSAGE_BYTES_MAX);
     assert!(ENROL_REQUEST_BYTES_MAX < PRE_AUTH_BYTES_MAX);
     assert!(TASK_SCRIPT_BYTES_MAX + 8 * 1024 < SIGNAL_MESSAGE_BYTES_MAX);
     assert!(TASK_OUTPUT_CHUNK_BYTES_MAX < SIGNAL_MESSAGE_BYTES_MAX);

@@ -51,6 +51,12 @@ fn the_document_states_the_limits() {
         ("DISPATCH_AGENTS_MAX", DISPATCH_AGENTS_MAX),
         ("LANES_PER_AGENT_MAX", LANES_PER_AGENT_MAX),
         ("HEARTBEAT_INTERVAL_MS_MAX", HEARTBEAT_INTERVAL_MS_MAX as usize),
+        ("MESH_PEERS_MAX", MESH_PEERS_MAX),
+        ("MESH_PEER_ADDRESSES_MAX", MESH_PEER_ADDRESSES_MAX),
+        ("MESH_ADDRESS_BYTES_MAX", MESH_ADDRESS_BYTES_MAX),
+        ("MESH_MEMBER_MAX", MESH_MEMBER_MAX as usize),
+        ("MESH_REMOVED_MAX", MESH_REMOVED_MAX),
+        ("MESH_RANGES_MAX", MESH_RANGES_MAX),
     ];
     for (name, value) in limits {
         assert!(DOCUMENT.contains(&format!("| `{name}` | {value} |")), "{name} is {value}");

@@ -171,6 +171,19 @@ impl PeerLink {
         Ok(link)
     }
 
+    /// A link on which both handshakes have gone over the wire already, whoever opened it.
+    pub fn shaken(
+        geometry: Geometry,
+        ours: Handshake,
+        theirs: &Handshake,
+        we_have: &Have,
+        now_ms: u64,
+    ) -> Result<Self, LinkError> {
+        let mut link = Self::accept(geometry, ours, theirs, we_have, now_ms)?;
+        link.out.drain(..HANDSHAKE_BYTES);
+        Ok(link)
+    }
+
     fn shake(&mut self, theirs: &Handshake) -> Result<(), LinkError> {
         if theirs.info_hash != self.ours.info_hash {
             return Err(LinkError::OtherTransfer);

@@ -6,6 +6,7 @@
 //! (what to fetch next and whether it is true), [`upload`] (what one peer asked for), and at the
 //! top [`leecher`] and [`seeder`], which join one link with a download or an upload. A swarm owns
 //! many links over one [`download::Download`]; nothing below `leecher` knows that there is only one.
+//! Beside them stands whom a member may meet: [`membership`] (signed) and [`hints`] (not).
 
 pub mod bitfield;
 pub mod download;
@@ -13,10 +14,12 @@ mod failure;
 pub mod geometry;
 mod handshake;
 pub mod hashes;
+pub mod hints;
 pub mod leecher;
 pub mod link;
 mod link_error;
 pub mod manifest;
+pub mod membership;
 pub mod merkle;
 pub mod name;
 pub mod pace;
