@@ -11,7 +11,9 @@
 //! stored before it is seen, and what a dead process had announced is announced again to the next.
 
 mod cache;
+mod gear;
 mod host;
+mod meshes;
 mod record;
 mod worker;
 
@@ -123,7 +125,10 @@ impl Entry {
             targets: record.targets.clone(),
             directory: record.directory.clone(),
             file_name: record.file_name.clone(),
-            gear: "direct".into(),
+            gear: record.gear.gear.clone(),
+            why: record.gear.why.clone(),
+            predicted_ms: record.gear.predicted_ms,
+            bound_ms: record.gear.bound_ms,
             size_bytes: record.file.as_ref().map_or(0, |file| file.size_bytes),
             root: record.file.as_ref().map_or_else(String::new, |file| file.root.clone()),
             error: record.error.clone(),
@@ -211,6 +216,10 @@ impl Transfers {
         }
         let Some(id) = record.id() else { return Err(TransferError::Busy) };
         self.settle_source(&mut record, now_ms)?;
+        if record.phase == TransferPhase::Running {
+            let agents: Vec<_> = targets.iter().map(|target| &target.id).collect();
+            record.choose_gear(&self.registry, &agents);
+        }
         let pinned = running_file(&record);
         let host = |Addressee { id, hostname, .. }| HostPush::new(id, hostname);
         let entry = Entry::new(record, targets.into_iter().map(host).collect());

@@ -19,3 +19,4 @@ pub use portable::{
     Attributes, HashedFile, LeafFile, LeafFileWriter, PartialFile, SeedFile, StoreFile, hash_file,
 };
 pub use stamp::FileStamp;
+pub use sys::append_at;
