@@ -24,9 +24,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio::task::JoinError;
 
-use super::{Settings, Shared, cancelled};
+use super::{Settings, Shared, cancelled, swarm};
 use crate::clock;
 use crate::link::{LinkStream, Redial};
+use crate::mesh::Mesh;
 use crate::paths::{Access, PathError, file_name};
 
 /// Without a new block for this long a transfer fails. Longer than a server's upgrade.
@@ -82,13 +83,16 @@ struct Fetch<'a> {
 
 /// Runs a transfer to its end. One that ends without its file leaves nothing behind, also of an
 /// earlier worker that was killed in the middle of it.
-pub(super) async fn run(
-    shared: &Shared,
+///
+/// The answer is a swarm that serves the file to others, where the order asks for one.
+pub(super) async fn run<'a>(
+    shared: &'a Shared,
+    mesh: &Mesh,
     id: TransferId,
     join: JoinTransfer,
     cancel: watch::Receiver<bool>,
-) -> Result<(), FetchEnd> {
-    let result = whole(shared, id, &join, cancel).await;
+) -> Result<Option<swarm::Run<'a>>, FetchEnd> {
+    let result = whole(shared, mesh, id, &join, cancel).await;
     if result.is_err() {
         let settings = shared.settings.clone();
         // A folder that is not there, or not for us, has nothing of ours.
@@ -97,12 +101,13 @@ pub(super) async fn run(
     result
 }
 
-async fn whole(
-    shared: &Shared,
+async fn whole<'a>(
+    shared: &'a Shared,
+    mesh: &Mesh,
     id: TransferId,
     join: &JoinTransfer,
     mut cancel: watch::Receiver<bool>,
-) -> Result<(), FetchEnd> {
+) -> Result<Option<swarm::Run<'a>>, FetchEnd> {
     let turn = tokio::select! {
         turn = shared.running.acquire() => turn,
         () = cancelled(&mut cancel) => return Err(FetchEnd::Cancelled),
@@ -126,6 +131,13 @@ async fn whole(
     update.verified_bytes = 0;
     shared.board.set(id, update);
     shared.changed.notify_one();
+    if join.meshed {
+        let endpoint = mesh.register(id, manifest.root);
+        let endpoint = endpoint.map_err(|error| FetchEnd::Failed(error.to_string()))?;
+        let rate_limit_bytes_per_s = join.rate_limit_bytes_per_s;
+        let order = swarm::Order { id, manifest, attributes, rate_limit_bytes_per_s };
+        return swarm::Run::fetch(shared, endpoint, file, order, &mut cancel).await.map(Some);
+    }
     let progress_ms = clock::now_ms();
     let received = metrics::counter!(names::AGENT_FILE_RECEIVED_BYTES);
     let (verified_bytes, refused_blocks) = (0, 0);
@@ -139,7 +151,7 @@ async fn whole(
         Ok(()) => {
             let file = fetch.file;
             shared.on_disk(move || file.finish(&attributes)).await??;
-            Ok(())
+            Ok(None)
         }
         Err(end) => {
             // What is there helps nobody: a new order is a new transfer.

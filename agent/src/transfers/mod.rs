@@ -14,6 +14,7 @@
 mod board;
 mod fetch;
 mod offer;
+mod swarm;
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -263,19 +264,24 @@ impl Transfers {
         self.fetches.insert(id, Active { cancel });
         self.shared.board.set(id, update(&id, TransferState::Waiting));
         let (shared, ended) = (self.shared.clone(), self.ended.clone());
+        let mesh = self.mesh.clone();
         tokio::task::spawn_local(async move {
+            let until = cancelled.clone();
             let fetched = async {
                 if origin == Origin::Server {
                     shared.keep_order(id, join.clone()).await?;
                 }
-                fetch::run(&shared, id, join, cancelled).await
+                fetch::run(&shared, &mesh, id, join, cancelled).await
             };
-            let (state, error) = match fetched.await {
-                Ok(()) => (TransferState::Done, String::new()),
-                Err(FetchEnd::Cancelled) => (TransferState::Cancelled, String::new()),
-                Err(FetchEnd::Failed(text)) => (TransferState::Failed, text),
+            let (state, error, serving) = match fetched.await {
+                Ok(serving) => (TransferState::Done, String::new(), serving),
+                Err(FetchEnd::Cancelled) => (TransferState::Cancelled, String::new(), None),
+                Err(FetchEnd::Failed(text)) => (TransferState::Failed, text, None),
             };
             shared.end(&id, state, &error).await;
+            if let Some(swarm) = serving {
+                swarm.serve(until).await;
+            }
             let _ = ended.send((id, true));
         });
     }

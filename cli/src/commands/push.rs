@@ -58,6 +58,9 @@ pub struct PushArgs {
     /// Bytes per second to each host, as in 20M
     #[arg(long, value_parser = parse_bytes, value_name = "RATE")]
     limit: Option<u64>,
+    /// How the file travels; auto lets the server plan by size, hosts and places
+    #[arg(long, value_parser = ["auto", "direct", "planned", "mesh"], default_value = "auto")]
+    gear: String,
     /// Give up on hosts that cannot be reached for this long
     #[arg(long, value_parser = parse_duration_ms, default_value = "30s", value_name = "TIME")]
     deliver_within: u64,
@@ -92,6 +95,7 @@ pub fn run(args: &PushArgs, context: &Context) -> Outcome {
         owner: args.owner.clone(),
         create_directory: args.mkdir,
         rate_limit_bytes_per_s: args.limit,
+        gear: Some(args.gear.clone()),
         deliver_within_ms: Some(args.deliver_within),
         timeout_ms: Some(args.timeout),
     };

@@ -103,6 +103,9 @@ fn show_one(context: &Context, detail: &TransferDetail) -> Result<(), CliError> 
         transfer.gear,
         transfer.root
     ))?;
+    if !transfer.why.is_empty() {
+        show::line(&transfer.why)?;
+    }
     if !transfer.error.is_empty() {
         show::line(&show::printable(transfer.error.clone()))?;
     }

@@ -54,6 +54,7 @@ pub fn show(fleet: &Fleet, file: &Path) -> Result<PushReport, CliError> {
             owner: None,
             create_directory: true,
             rate_limit_bytes_per_s: None,
+            gear: None,
             deliver_within_ms: None,
             timeout_ms: None,
         };

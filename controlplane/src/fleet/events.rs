@@ -3,7 +3,7 @@
 
 use skein_wire::fleet::v1::FetchResult;
 use skein_wire::ids::{AgentId, CommandId, TaskId, TransferId};
-use skein_wire::signal::v1::{FileOffer, TaskOutput, TaskUpdate, TransferUpdate};
+use skein_wire::signal::v1::{FileOffer, MeshReport, TaskOutput, TaskUpdate, TransferUpdate};
 use tokio::sync::mpsc;
 
 use crate::registry::Facts;
@@ -53,6 +53,8 @@ pub enum TransferEvent {
     Undeliverable(TransferId, Vec<AgentId>),
     /// A data process has registered and knows nothing of earlier orders.
     LinkUp(u64),
+    /// What a member of a meshed transfer has gained.
+    Mesh(AgentId, MeshReport),
     /// A file was taken from an agent, or could not be.
     Fetched(FetchResult),
 }

@@ -358,8 +358,9 @@ impl Server {
                 self.fleet.registry.report_load(&agent, load);
             }
             Agent::Renew(request) => self.renew(link, agent, request).await,
-            // No transfer is planned here yet, so no agent has anything to report.
-            Agent::MeshReport(_) => {}
+            Agent::MeshReport(report) => {
+                let _ = transfers.send(TransferEvent::Mesh(agent, report)).await;
+            }
         }
     }
 

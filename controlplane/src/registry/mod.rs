@@ -173,6 +173,13 @@ impl Registry {
             .collect()
     }
 
+    /// Region and zone of an agent that is known.
+    pub fn place_of(&self, id: &AgentId) -> Option<(String, String)> {
+        let state = self.read();
+        let facts = &state.agents.get(id)?.facts;
+        Some((facts.region.clone(), facts.zone.clone()))
+    }
+
     /// How others meet an agent; none when it is not known or revoked.
     pub fn mesh_agent(&self, id: &AgentId) -> Option<MeshAgent> {
         let state = self.read();

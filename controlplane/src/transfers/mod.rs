@@ -11,8 +11,10 @@
 //! stored before it is seen, and what a dead process had announced is announced again to the next.
 
 mod cache;
+mod gear;
 mod host;
 mod membership;
+mod meshes;
 mod record;
 mod worker;
 
@@ -125,7 +127,10 @@ impl Entry {
             targets: record.targets.clone(),
             directory: record.directory.clone(),
             file_name: record.file_name.clone(),
-            gear: "direct".into(),
+            gear: record.gear.gear.clone(),
+            why: record.gear.why.clone(),
+            predicted_ms: record.gear.predicted_ms,
+            bound_ms: record.gear.bound_ms,
             size_bytes: record.file.as_ref().map_or(0, |file| file.size_bytes),
             root: record.file.as_ref().map_or_else(String::new, |file| file.root.clone()),
             error: record.error.clone(),
@@ -213,6 +218,10 @@ impl Transfers {
         }
         let Some(id) = record.id() else { return Err(TransferError::Busy) };
         self.settle_source(&mut record, now_ms)?;
+        if record.phase == TransferPhase::Running {
+            let agents: Vec<_> = targets.iter().map(|target| &target.id).collect();
+            record.choose_gear(&self.registry, &agents);
+        }
         let pinned = running_file(&record);
         let host = |Addressee { id, hostname, .. }| HostPush::new(id, hostname);
         let entry = Entry::new(record, targets.into_iter().map(host).collect());

@@ -9,11 +9,12 @@ use skein_wire::signal::v1::{FileInfo, JoinTransfer};
 
 use super::Entry;
 use super::cache::CacheError;
+use super::gear::{self, GearChoice};
 use super::host::{Final, HostPush};
 use crate::api::types::{TransferPhase, TransferRequest, TransferSource, Upload};
 use crate::jobs::shelf::{Shelf, Stored};
 use crate::random;
-use crate::registry::SelectorError;
+use crate::registry::{Registry, SelectorError};
 use crate::store::{Store, StoreError};
 
 /// Where transfers lie in the store.
@@ -103,6 +104,12 @@ pub struct TransferRecord {
     /// When the file was in the cache.
     #[serde(default)]
     pub running_ms: Option<i64>,
+    /// How it travels; decided when the file is in the cache.
+    #[serde(default)]
+    pub gear: GearChoice,
+    /// The gear that was asked for; none: the planner's.
+    #[serde(default)]
+    pub gear_wanted: Option<String>,
     /// What is wrong with the whole.
     #[serde(default)]
     pub error: String,
@@ -135,6 +142,7 @@ impl TransferRecord {
         if owner.len() > 128 || !owner.chars().all(allowed) || owner.matches(':').count() > 1 {
             return invalid(format!("owner {owner:?} is not `user` or `user:group`"));
         }
+        gear::wanted(request.gear.as_deref())?;
         let timeout_ms = request.timeout_ms.unwrap_or(TIMEOUT_MS);
         let deliver_within_ms = request.deliver_within_ms.unwrap_or(DELIVER_WITHIN_MS);
         if timeout_ms == 0 || timeout_ms.max(deliver_within_ms) > TIMEOUT_MS_MAX {
@@ -152,6 +160,8 @@ impl TransferRecord {
             owner,
             create_directory: request.create_directory,
             rate_limit_bytes_per_s: request.rate_limit_bytes_per_s.unwrap_or(0),
+            gear: GearChoice::default(),
+            gear_wanted: request.gear,
             deliver_within_ms: deliver_within_ms as i64,
             created_ms: now_ms,
             expire_ms: now_ms + timeout_ms as i64,
@@ -204,7 +214,15 @@ impl TransferRecord {
             owner: self.owner.clone(),
             create_directory: self.create_directory,
             rate_limit_bytes_per_s: self.rate_limit_bytes_per_s,
+            meshed: self.gear.is_meshed(),
         }
+    }
+
+    /// Decides how the file, which is in the cache, travels to `agents`.
+    pub fn choose_gear(&mut self, registry: &Registry, agents: &[&AgentId]) {
+        let Some(file) = &self.file else { return };
+        let forced = gear::wanted(self.gear_wanted.as_deref()).ok().flatten();
+        self.gear = gear::choose(registry, file, agents, self.rate_limit_bytes_per_s, forced);
     }
 }
 
@@ -253,6 +271,7 @@ mod tests {
             owner: None,
             create_directory: false,
             rate_limit_bytes_per_s: None,
+            gear: None,
             deliver_within_ms: None,
             timeout_ms: None,
         }

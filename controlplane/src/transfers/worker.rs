@@ -12,6 +12,7 @@ use skein_wire::ids::{AgentId, TransferId};
 use skein_wire::signal::v1::{CancelTransfer, FileOffer, ReportAck, command_body, server_message};
 
 use super::host::{Final, HostPush, Report};
+use super::meshes::Meshes;
 use super::{
     Entry, HISTORY, Order, Speed, TransferError, TransferRecord, Transfers, record, running_file,
 };
@@ -37,6 +38,7 @@ pub struct Worker {
     transfers: Arc<Transfers>,
     fleet: Arc<Fleet>,
     commands: Commands<TransferId>,
+    meshes: Meshes,
     ticks: u32,
 }
 
@@ -60,7 +62,8 @@ pub struct Group {
 impl Worker {
     /// For a service and the fleet.
     pub fn new(transfers: Arc<Transfers>, fleet: Arc<Fleet>) -> Self {
-        Self { transfers, fleet, commands: Commands::default(), ticks: 0 }
+        let (commands, meshes) = (Commands::default(), Meshes::default());
+        Self { transfers, fleet, commands, meshes, ticks: 0 }
     }
 }
 
@@ -108,8 +111,10 @@ impl Work for Worker {
                     group.ends.add(id, place, end);
                 }
             }
+            TransferEvent::Mesh(agent, report) => self.meshes.report(&agent, &report),
             TransferEvent::AgentUp(agent) => {
                 for (id, entry) in entries.iter_mut().filter(|(_, entry)| entry.is_open()) {
+                    self.meshes.agent_up(id, &agent);
                     if entry.record.phase != TransferPhase::Running {
                         if entry.record.source_id().as_ref() == Some(&agent) {
                             group.offer.insert(*id);
@@ -172,6 +177,7 @@ impl Work for Worker {
     async fn tick(&mut self, group: &mut Group) {
         self.ticks = self.ticks.wrapping_add(1);
         self.look_at_deadlines(group);
+        self.take_up_meshes();
         if self.ticks.is_multiple_of(TICKS_PER_SWEEP) {
             self.sweep().await;
         }
@@ -209,6 +215,11 @@ impl Work for Worker {
         }
         for (id, agents) in std::mem::take(&mut group.join) {
             self.send_join(id, agents).await;
+        }
+        self.take_up_meshes();
+        for lost in self.meshes.tick(&self.fleet, &self.transfers.registry).await {
+            self.fail(lost.id, &lost.why, &mut group).await;
+            self.store_ends(&mut group).await;
         }
         for (id, agents) in std::mem::take(&mut group.cancel) {
             self.send_cancel(id, agents).await;
@@ -340,6 +351,19 @@ impl Worker {
         }
     }
 
+    /// Begins the meshes of transfers that run and have none, those of an earlier process too.
+    fn take_up_meshes(&mut self) {
+        let entries = self.transfers.lock();
+        for (id, entry) in entries.iter().filter(|(_, entry)| entry.is_open()) {
+            let runs =
+                entry.record.phase == TransferPhase::Running && entry.record.gear.is_meshed();
+            if runs && !self.meshes.has(id) {
+                let agents = entry.hosts.iter().map(|host| host.agent.clone()).collect();
+                self.meshes.begin(*id, &entry.record, agents, &self.transfers.registry);
+            }
+        }
+    }
+
     fn record(&self, id: &TransferId) -> Option<TransferRecord> {
         self.transfers.lock().get(id).filter(|entry| entry.is_open()).map(|e| e.record.clone())
     }
@@ -363,7 +387,7 @@ impl Worker {
         group.cancel.entry(id).or_default().extend(entry.record.source_id());
     }
 
-    async fn store_ends(&self, group: &mut Group) {
+    async fn store_ends(&mut self, group: &mut Group) {
         let ends = group.ends.take();
         for part in ends.chunks(ENDS_PER_BATCH) {
             // Nothing was entered or acknowledged on failure: agents and deadlines come again.
@@ -374,7 +398,7 @@ impl Worker {
     }
 
     async fn store_some_ends(
-        &self,
+        &mut self,
         ends: &[(TransferId, usize, Final)],
         group: &mut Group,
     ) -> Result<(), TransferError> {
@@ -408,6 +432,9 @@ impl Worker {
             metrics::counter!(names::CONTROL_TRANSFERS, "state" => word).increment(1);
             let host = &mut entry.hosts[*place];
             host.end(run.clone());
+            if run.state != Host::Done {
+                self.meshes.gone(id, &host.agent);
+            }
             group.acks.push((host.agent.clone(), *id));
         }
         for record in closing {
@@ -419,6 +446,9 @@ impl Worker {
                 }
                 entry.record = record;
                 group.unseed.insert(id);
+                // Whoever is done serves others until it hears that nobody needs it.
+                let took_part = self.meshes.end(&id);
+                group.cancel.entry(id).or_default().extend(took_part);
             }
         }
         Ok(())

@@ -27,6 +27,7 @@ fn push(source: TransferSource) -> TransferRequest {
         owner: None,
         create_directory: true,
         rate_limit_bytes_per_s: None,
+        gear: None,
         deliver_within_ms: None,
         timeout_ms: None,
     }

@@ -33,3 +33,4 @@ pub use portable::{
 pub use queue::{EngineKind, QueueFile, WriteQueue};
 pub use recent::RecentBlocks;
 pub use stamp::FileStamp;
+pub use sys::append_at;

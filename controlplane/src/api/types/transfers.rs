@@ -29,6 +29,9 @@ pub struct TransferRequest {
     /// Per host; absent or 0: no limit.
     #[serde(default)]
     pub rate_limit_bytes_per_s: Option<u64>,
+    /// How the file travels: `auto` (the default), `direct`, `planned` or `mesh`.
+    #[serde(default)]
+    pub gear: Option<String>,
     /// A host that cannot be reached within this time ends as `undeliverable` (default 30,000).
     #[serde(default)]
     pub deliver_within_ms: Option<u64>,
@@ -117,8 +120,17 @@ pub struct Transfer {
     pub directory: String,
     /// Name on the targets.
     pub file_name: String,
-    /// How the file travels: `direct`.
+    /// How the file travels: `direct`, `planned` or `mesh`.
     pub gear: String,
+    /// Why, in one sentence; empty before it is decided.
+    #[serde(default)]
+    pub why: String,
+    /// When the last host should be done, ms after the file is in the cache; 0: not known.
+    #[serde(default)]
+    pub predicted_ms: u64,
+    /// What no way of travelling can beat, ms; 0: not known.
+    #[serde(default)]
+    pub bound_ms: u64,
     /// Size of the file; 0 before it is known.
     pub size_bytes: u64,
     /// SHA-256 merkle root, hex; empty before it is known.

@@ -114,6 +114,10 @@ impl Worker {
         let upload = cache.keep(id, &manifest).await?;
         cache.pin(&id);
         record.run(upload, clock::now_ms());
+        if let Some(entry) = self.transfers.lock().get(&id) {
+            let agents: Vec<_> = entry.hosts.iter().map(|host| &host.agent).collect();
+            record.choose_gear(&self.transfers.registry, &agents);
+        }
         self.store_record(&id, &record).await?;
         if let Some(entry) = self.transfers.lock().get(&id) {
             begin(&id, entry, group);

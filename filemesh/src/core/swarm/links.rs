@@ -15,6 +15,13 @@ pub enum Dial {
     Opened,
     /// The peer opened it with this handshake, which the caller read off the stream.
     Accepted(Handshake),
+    /// The caller has exchanged the handshakes: the next bytes in either direction are messages.
+    Shaken {
+        /// Whether this side opened it.
+        opened: bool,
+        /// What the peer said.
+        theirs: Handshake,
+    },
 }
 
 impl Swarm {
@@ -79,12 +86,13 @@ impl Swarm {
         now_ms: u64,
         actions: &mut Vec<Action>,
     ) {
-        let opened = dial == Dial::Opened;
+        let opened = matches!(dial, Dial::Opened | Dial::Shaken { opened: true, .. });
         let have = self.content.have();
         let (geometry, ours) = (self.content.geometry, self.config.handshake);
         let link = match dial {
             Dial::Opened => Ok(PeerLink::connect(geometry, ours, &have, now_ms)),
             Dial::Accepted(theirs) => PeerLink::accept(geometry, ours, &theirs, &have, now_ms),
+            Dial::Shaken { theirs, .. } => PeerLink::shaken(geometry, ours, &theirs, &have, now_ms),
         };
         let refusal = self.refuse(member, opened, now_ms, actions);
         let link = match (link, refusal) {

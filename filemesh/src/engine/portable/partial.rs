@@ -163,6 +163,12 @@ impl PartialFile {
         &self.recent
     }
 
+    /// The file for reading what was written so far, also after it was finished.
+    pub fn reader(&mut self) -> Result<File, FileError> {
+        self.file.flush()?;
+        self.file.file().try_clone().on("open once more", self.file.path())
+    }
+
     /// Where the file will be.
     pub fn final_path(&self) -> PathBuf {
         self.dir.entry(&self.name)

@@ -1,0 +1,414 @@
+//! One transfer among peers: drives a [`Swarm`] with connections on one side and files on the other.
+//!
+//! ```text
+//!   peer ══ [line] ── Heard(buffer) ──► swarm.receive ── Write ──► PartialFile ── finish ──► SeedFile
+//!             ▲                                                        │                       │
+//!             └── output buffer ◄── swarm.next ◄── Data, Leaves ───────┴───────────────────────┘
+//! ```
+//! The list of members and the plan come through the [`Endpoint`]; what was gained goes back to
+//! control as reports. A swarm that has everything goes on serving until the transfer is cancelled
+//! or its list is over.
+
+mod content;
+mod leaves;
+mod line;
+mod report;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use skein_filemesh::core::download::{Download, PeerKey};
+use skein_filemesh::core::manifest::Manifest;
+use skein_filemesh::core::membership::PeerList;
+use skein_filemesh::core::peer_wire::{Handshake, info_hash, peer_id};
+use skein_filemesh::core::plan::{HostPlan, Member};
+use skein_filemesh::core::seeder::ROOM_MIN;
+use skein_filemesh::core::swarm::{Action, Config, Dial, Pull, Start, Swarm};
+use skein_filemesh::engine::{Attributes, PartialFile};
+use skein_observe::names;
+use skein_wire::ids::TransferId;
+use tokio::sync::{mpsc, watch};
+
+use self::content::Content;
+use self::leaves::LeafStore;
+use self::line::{Letter, Line, OUT_BYTES};
+use self::report::Reports;
+use super::fetch::FetchEnd;
+use super::{Shared, cancelled};
+use crate::clock;
+use crate::mesh::{Direction, Endpoint, PeerStream};
+
+/// Buffers that wait for the swarm; each line has at most two on their way.
+const LETTERS_MAX: usize = 64;
+/// Without a new block for this long a transfer fails. Longer than a server's upgrade.
+const STUCK_MS: u64 = 900_000;
+/// A list that does not come ends the transfer after this.
+const LIST_MS: u64 = 120_000;
+
+/// What a transfer among peers is told at its start.
+pub(super) struct Order {
+    /// Which transfer.
+    pub id: TransferId,
+    /// What is fetched.
+    pub manifest: Manifest,
+    /// What the file gets when it is finished.
+    pub attributes: Attributes,
+    /// Bytes per second in each direction; 0: no limit.
+    pub rate_limit_bytes_per_s: u64,
+}
+
+/// A swarm and what it moves.
+pub(super) struct Run<'a> {
+    shared: &'a Shared,
+    id: TransferId,
+    swarm: Swarm,
+    endpoint: Endpoint,
+    lists: watch::Receiver<Option<std::sync::Arc<PeerList>>>,
+    plans: watch::Receiver<HostPlan>,
+    content: Content,
+    leaves: LeafStore,
+    lines: BTreeMap<PeerKey, Line>,
+    next_key: PeerKey,
+    post: mpsc::Sender<Letter>,
+    inbox: mpsc::Receiver<Letter>,
+    actions: Vec<Action>,
+    reports: Reports,
+    progress_ms: u64,
+    verified_bytes: u64,
+    refused_blocks: u64,
+    is_fetched: bool,
+}
+
+impl<'a> Run<'a> {
+    /// Fetches the file into its final place. The answer serves it to others.
+    pub async fn fetch(
+        shared: &'a Shared,
+        mut endpoint: Endpoint,
+        file: PartialFile,
+        order: Order,
+        cancel: &mut watch::Receiver<bool>,
+    ) -> Result<Run<'a>, FetchEnd> {
+        let Order { id, manifest, attributes, rate_limit_bytes_per_s } = order;
+        let me = tokio::select! {
+            me = number(&mut endpoint) => me?,
+            () = cancelled(cancel) => {
+                abandon(shared, &id, file).await;
+                return Err(FetchEnd::Cancelled);
+            }
+        };
+        let leaves = match LeafStore::create(&shared.settings.dir, &id, &manifest.geometry) {
+            Ok(leaves) => leaves,
+            Err(error) => {
+                abandon(shared, &id, file).await;
+                return Err(FetchEnd::Failed(format!(
+                    "no room for the hashes of the file: {error}"
+                )));
+            }
+        };
+        let agent = shared.settings.dialer.identity().get().agent_id.clone();
+        let ours = Handshake::new(info_hash(&id.0, &manifest.root), peer_id(agent.as_str()));
+        let mut seed = [0; 8];
+        clock::random(&mut seed);
+        let mut config = Config::new(ours, u64::from_ne_bytes(seed));
+        config.up_bytes_per_s = rate_limit_bytes_per_s;
+        config.down_bytes_per_s = rate_limit_bytes_per_s;
+        let download = Download::new(manifest.geometry, manifest.root, file.claimed());
+        let now_ms = clock::now_ms();
+        let (post, inbox) = mpsc::channel(LETTERS_MAX);
+        let mut run = Run {
+            shared,
+            id,
+            swarm: Swarm::new(Start::Download(Box::new(download)), me, config, now_ms),
+            lists: endpoint.peers(),
+            plans: endpoint.plans(),
+            endpoint,
+            content: Content::Partial(Box::new(file)),
+            leaves,
+            lines: BTreeMap::new(),
+            next_key: 0,
+            post,
+            inbox,
+            actions: Vec::new(),
+            reports: Reports::new(id, now_ms),
+            progress_ms: now_ms,
+            verified_bytes: 0,
+            refused_blocks: 0,
+            is_fetched: false,
+        };
+        let fetched = tokio::select! {
+            fetched = run.until_fetched() => fetched,
+            () = cancelled(cancel) => Err(FetchEnd::Cancelled),
+        };
+        match fetched {
+            Ok(()) => run.finish(attributes).await.map(|()| run),
+            Err(end) => {
+                run.lines.clear();
+                if let Content::Partial(file) = run.content {
+                    abandon(shared, &id, *file).await;
+                }
+                Err(end)
+            }
+        }
+    }
+
+    async fn until_fetched(&mut self) -> Result<(), FetchEnd> {
+        let plan = self.plans.borrow_and_update().clone();
+        self.swarm.set_plan(plan, clock::now_ms(), &mut self.actions);
+        self.swarm.tick(clock::now_ms(), &mut self.actions);
+        self.reports.begin();
+        self.settle(&[])?;
+        while !self.is_fetched {
+            self.step().await?;
+            if clock::now_ms() >= self.progress_ms + STUCK_MS {
+                let peers = self.lines.len();
+                return Err(FetchEnd::Failed(format!(
+                    "no progress for {} s with {peers} connections",
+                    STUCK_MS / 1000
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Serves until the transfer is over.
+    pub async fn serve(mut self, mut cancel: watch::Receiver<bool>) {
+        let serving = async {
+            loop {
+                if self.lists.borrow().is_none() || self.step().await.is_err() {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            () = serving => {}
+            () = cancelled(&mut cancel) => {}
+        }
+    }
+
+    /// Puts the file in its place; peers are served meanwhile.
+    async fn finish(&mut self, attributes: Attributes) -> Result<(), FetchEnd> {
+        let Content::Partial(file) = &mut self.content else { return Ok(()) };
+        let whole = Content::Whole(file.reader()?);
+        let Content::Partial(file) = std::mem::replace(&mut self.content, whole) else {
+            return Ok(());
+        };
+        let finishing = self.shared.on_disk(move || file.finish(&attributes));
+        tokio::pin!(finishing);
+        loop {
+            tokio::select! {
+                finished = &mut finishing => {
+                    finished??;
+                    return Ok(());
+                }
+                stepped = self.step() => stepped?,
+            }
+        }
+    }
+
+    /// Waits for the next event and does what follows from it.
+    async fn step(&mut self) -> Result<(), FetchEnd> {
+        let now_ms = clock::now_ms();
+        let swarm_ms = self.swarm.deadline_ms().unwrap_or(u64::MAX);
+        let until_ms = swarm_ms.min(self.reports.deadline_ms()).clamp(now_ms + 1, now_ms + 60_000);
+        let pause = Duration::from_millis(until_ms - now_ms);
+        tokio::select! {
+            Some(letter) = self.inbox.recv() => self.take(letter)?,
+            stream = self.endpoint.accept() => self.enter(stream),
+            changed = self.plans.changed() => if changed.is_ok() {
+                let plan = self.plans.borrow_and_update().clone();
+                self.swarm.set_plan(plan, clock::now_ms(), &mut self.actions);
+            },
+            changed = self.lists.changed() => if changed.is_ok() {
+                self.lists.borrow_and_update();
+                // Whoever sends a list may be a control process that has just begun.
+                self.reports.everything(&self.swarm.have());
+                // Members that were refused for want of a list are tried again.
+                self.swarm.tick(clock::now_ms(), &mut self.actions);
+            },
+            () = tokio::time::sleep(pause) => {
+                self.swarm.tick(clock::now_ms(), &mut self.actions);
+            }
+        }
+        self.settle(&[])
+    }
+
+    fn take(&mut self, letter: Letter) -> Result<(), FetchEnd> {
+        match letter {
+            Letter::Heard(key, mut buffer) => {
+                let used = self.swarm.receive(key, &buffer, clock::now_ms(), &mut self.actions);
+                self.act(&buffer)?;
+                if let Some(line) = self.lines.get_mut(&key) {
+                    buffer.drain(..used);
+                    line.read_on(buffer);
+                }
+            }
+            Letter::Sent(key, buffer) => {
+                if let Some(line) = self.lines.get_mut(&key) {
+                    line.sent(buffer);
+                    self.pump(key);
+                }
+            }
+            Letter::Lost(key, why) => {
+                if self.lines.remove(&key).is_some() {
+                    tracing::debug!(transfer = %self.id, key, why, "a peer is gone");
+                    self.swarm.disconnected(key, clock::now_ms());
+                }
+            }
+            Letter::Dialled(_, Ok(stream)) => self.enter(*stream),
+            Letter::Dialled(member, Err(why)) => {
+                tracing::debug!(transfer = %self.id, member, why, "a member is not reached");
+                self.swarm.connect_failed(member, clock::now_ms());
+            }
+        }
+        Ok(())
+    }
+
+    fn enter(&mut self, stream: PeerStream) {
+        let key = self.next_key;
+        self.next_key += 1;
+        let member = stream.member();
+        let opened = stream.direction() == Direction::Outgoing;
+        let dial = Dial::Shaken { opened, theirs: *stream.theirs() };
+        self.lines.insert(key, Line::start(key, stream, self.post.clone()));
+        self.swarm.connected(key, member, dial, clock::now_ms(), &mut self.actions);
+    }
+
+    /// Does what is asked for until nothing is; `input` is the buffer that writes refer to.
+    fn settle(&mut self, input: &[u8]) -> Result<(), FetchEnd> {
+        self.act(input)?;
+        let mut data = Vec::new();
+        while let Some(range) = self.swarm.next_check() {
+            data.clear();
+            let read =
+                self.content.append_at(range.start, (range.end - range.start) as usize, &mut data);
+            let read = read.ok().map(|()| data.as_slice());
+            self.swarm.checked(read, clock::now_ms(), &mut self.actions);
+            self.act(&[])?;
+        }
+        for key in self.swarm.take_ready() {
+            self.pump(key);
+        }
+        self.note();
+        Ok(())
+    }
+
+    fn act(&mut self, input: &[u8]) -> Result<(), FetchEnd> {
+        while !self.actions.is_empty() {
+            for action in std::mem::take(&mut self.actions) {
+                match action {
+                    Action::Write { offset, data } => {
+                        let length = data.len() as u64;
+                        self.content.write_at(offset, &input[data])?;
+                        metrics::counter!(names::AGENT_FILE_RECEIVED_BYTES).increment(length);
+                        self.swarm.written(length, clock::now_ms(), &mut self.actions);
+                    }
+                    Action::Leaves { piece, leaves } => {
+                        // Whoever asks for leaves that cannot be read asks another.
+                        if let Err(error) = self.leaves.put(piece, &leaves) {
+                            tracing::warn!(transfer = %self.id, %error, "hashes are not kept");
+                        }
+                    }
+                    Action::Connect(member) => self.dial(member),
+                    Action::Close { key, member, why } => {
+                        self.lines.remove(&key);
+                        if why.is_lie() {
+                            tracing::warn!(transfer = %self.id, member, %why, "a peer is expelled");
+                            self.reports.urge();
+                        }
+                    }
+                    Action::ParentLate(_) => self.reports.urge(),
+                    Action::Done => self.is_fetched = true,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn dial(&self, member: Member) {
+        let (dialer, post) = (self.endpoint.dialer().clone(), self.post.clone());
+        tokio::task::spawn_local(async move {
+            let dialled = dialer.dial(member).await;
+            let dialled = dialled.map(Box::new).map_err(|error| error.to_string());
+            // Fails when the transfer is over.
+            let _ = post.send(Letter::Dialled(member, dialled)).await;
+        });
+    }
+
+    /// Gives a line its next output, if it has none and there is some.
+    fn pump(&mut self, key: PeerKey) {
+        let Some(mut out) = self.lines.get_mut(&key).and_then(Line::take_idle) else { return };
+        let now_ms = clock::now_ms();
+        let mut failed = false;
+        while !failed && out.len() + ROOM_MIN <= OUT_BYTES {
+            match self.swarm.next(key, OUT_BYTES - out.len(), &mut out, now_ms) {
+                None => break,
+                Some(Pull::Data { offset, len }) => {
+                    let read = self.content.append_at(offset, len as usize, &mut out);
+                    metrics::counter!(names::AGENT_FILE_SENT_BYTES).increment(len.into());
+                    if let Err(error) = read {
+                        tracing::warn!(transfer = %self.id, %error, "a piece cannot be served");
+                        failed = true;
+                    }
+                }
+                Some(Pull::Leaves { first, count }) => {
+                    let leaves = self.leaves.read(first, count).ok();
+                    self.swarm.leaves(key, leaves.as_deref(), &mut out, now_ms);
+                }
+            }
+        }
+        if failed {
+            self.lines.remove(&key);
+            self.swarm.disconnected(key, now_ms);
+        } else if let Some(line) = self.lines.get_mut(&key) {
+            line.send(out);
+        }
+    }
+
+    /// Puts the progress on the board and reports what was gained.
+    fn note(&mut self) {
+        let now_ms = clock::now_ms();
+        if let Some(progress) = self.swarm.progress() {
+            if progress.written_bytes != self.verified_bytes {
+                self.progress_ms = now_ms;
+                self.verified_bytes = progress.written_bytes;
+            }
+            let refused = progress.refused_blocks.saturating_sub(self.refused_blocks);
+            self.refused_blocks += refused;
+            metrics::counter!(names::AGENT_FILE_REFUSED_BLOCKS).increment(refused);
+            if matches!(self.content, Content::Partial(_))
+                && let Some(mut update) = self.shared.board.get(&self.id)
+            {
+                update.verified_bytes = progress.written_bytes;
+                update.resumed_bytes = progress.resumed_bytes;
+                update.refused_blocks = progress.refused_blocks;
+                self.shared.board.set(self.id, update);
+                self.shared.changed.notify_one();
+            }
+        }
+        if now_ms >= self.reports.deadline_ms() {
+            let (report, traffic) = (self.swarm.take_report(), self.swarm.traffic());
+            self.reports.send(report, traffic, &self.shared.settings.outbox, now_ms);
+        }
+    }
+}
+
+/// Waits for the list and answers this member's number.
+async fn number(endpoint: &mut Endpoint) -> Result<Member, FetchEnd> {
+    let mut lists = endpoint.peers();
+    let first = lists.wait_for(Option::is_some);
+    match tokio::time::timeout(Duration::from_millis(LIST_MS), first).await {
+        Ok(Ok(list)) => list.as_ref().map(|list| list.me).ok_or(FetchEnd::Cancelled),
+        Ok(Err(_)) => Err(FetchEnd::Failed("the agent stops".into())),
+        Err(_) => Err(FetchEnd::Failed(format!(
+            "the list of the transfer's members did not come within {} s",
+            LIST_MS / 1000
+        ))),
+    }
+}
+
+async fn abandon(shared: &Shared, id: &TransferId, file: PartialFile) {
+    match shared.on_disk(move || file.abandon()).await {
+        Ok(Err(error)) => tracing::warn!(transfer = %id, %error, "partial file is left"),
+        Ok(Ok(())) | Err(_) => {}
+    }
+}

@@ -1,0 +1,106 @@
+//! What control hears of a swarm: pieces gained, traffic, late parents. At most four times a second,
+//! at once when something is wrong; what cannot be said now is said later.
+
+use std::ops::Range;
+
+use skein_filemesh::core::link::Have;
+use skein_filemesh::core::swarm::Report;
+use skein_wire::ids::TransferId;
+use skein_wire::signal::v1::{MeshReport, PieceRange, agent_message::Kind};
+
+use crate::link::{Outbox, Priority};
+
+/// Between two reports.
+const REPORT_MS: u64 = 250;
+/// Ranges of pieces in one report: some 10 KiB.
+const RANGES_MAX: usize = 1_024;
+
+/// Reports that are due, and what they must still say.
+pub(super) struct Reports {
+    id: TransferId,
+    due_ms: u64,
+    last_ms: u64,
+    gained: Vec<Range<u32>>,
+    /// Something must be said, even that nothing was gained.
+    must: bool,
+}
+
+impl Reports {
+    /// Nothing to say yet.
+    pub fn new(id: TransferId, now_ms: u64) -> Self {
+        Self { id, due_ms: now_ms, last_ms: now_ms, gained: Vec::new(), must: false }
+    }
+
+    /// Says that this member is there.
+    pub fn begin(&mut self) {
+        self.must = true;
+        self.urge();
+    }
+
+    /// The next report goes at once.
+    pub fn urge(&mut self) {
+        self.due_ms = self.last_ms;
+    }
+
+    /// Whoever hears the next report knows nothing.
+    pub fn everything(&mut self, have: &Have) {
+        if let Have::Some(pieces) = have {
+            self.gained.extend(pieces.ranges());
+        }
+        self.begin();
+    }
+
+    /// When [`Reports::send`] is due.
+    pub fn deadline_ms(&self) -> u64 {
+        self.due_ms
+    }
+
+    /// Sends what there is to say.
+    pub fn send(&mut self, report: Report, traffic: (u64, u64), outbox: &Outbox, now_ms: u64) {
+        (self.due_ms, self.last_ms) = (now_ms + REPORT_MS, now_ms);
+        self.gained.extend(report.gained);
+        merge(&mut self.gained);
+        if self.gained.is_empty() && report.late.is_empty() && !self.must {
+            return;
+        }
+        let said = self.gained.len().min(RANGES_MAX);
+        let range =
+            |range: &Range<u32>| PieceRange { first: range.start, count: range.end - range.start };
+        let message = MeshReport {
+            transfer_id: self.id.to_bytes(),
+            plan_number: report.plan,
+            gained: self.gained[..said].iter().map(range).collect(),
+            bytes_down: traffic.1,
+            bytes_up: traffic.0,
+            late_parents: report.late,
+        };
+        if outbox.push(Priority::Report, Kind::MeshReport(message)) {
+            self.gained.drain(..said);
+            self.must = false;
+        }
+    }
+}
+
+/// Puts ranges in order and joins those that touch.
+fn merge(ranges: &mut Vec<Range<u32>>) {
+    ranges.sort_unstable_by_key(|range| range.start);
+    ranges.dedup_by(|next, before| {
+        let touches = next.start <= before.end;
+        if touches {
+            before.end = before.end.max(next.end);
+        }
+        touches
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_said_in_order_and_once() {
+        let mut ranges = vec![7..9, 0..2, 2..3, 8..12, 20..21];
+        merge(&mut ranges);
+        assert_eq!(ranges, [0..3, 7..12, 20..21]);
+    }
+}

@@ -1,0 +1,244 @@
+//! Transfers whose pieces go from host to host: one coordinator each, reports in, lists and plans
+//! out. All of it is soft: a control process that begins anew asks everybody what they hold.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
+
+use skein_filemesh::core::coordinator::{Coordinator, Held, Output, Participant, Settings, Spec};
+use skein_filemesh::core::geometry::Geometry;
+use skein_filemesh::core::hints::Progress;
+use skein_filemesh::core::place::Rates;
+use skein_filemesh::core::plan::{HostPlan, Member};
+use skein_wire::ids::{AgentId, TransferId, hex_decode};
+use skein_wire::signal::v1::{MeshReport, server_message};
+
+use super::gear::places;
+use super::membership::{Membership, links_of};
+use super::record::TransferRecord;
+use crate::clock;
+use crate::fleet::Fleet;
+use crate::registry::Registry;
+
+/// The server's number: it seeds.
+const SERVER: Member = 0;
+
+/// The meshed transfers that run.
+#[derive(Default)]
+pub(super) struct Meshes {
+    runs: HashMap<TransferId, Mesh>,
+}
+
+/// Something that ends a transfer.
+pub(super) struct Lost {
+    /// Which transfer.
+    pub id: TransferId,
+    /// Why.
+    pub why: String,
+}
+
+struct Mesh {
+    coordinator: Coordinator,
+    membership: Membership,
+    members: HashMap<AgentId, Member>,
+    /// By number; the first is member 1.
+    agents: Vec<AgentId>,
+    joined: BTreeSet<Member>,
+    plans: BTreeMap<Member, HostPlan>,
+    /// Bytes that a member had received, and when it said so.
+    received: HashMap<Member, (u64, i64)>,
+    /// Who needs a list, because it has none or came again.
+    unlisted: BTreeSet<Member>,
+    /// Added to the numbers of plans, which must grow also over a restart of this process.
+    base: u32,
+    pieces: u32,
+    not_after_ms: i64,
+}
+
+impl Meshes {
+    /// Whether a transfer runs here.
+    pub fn has(&self, id: &TransferId) -> bool {
+        self.runs.contains_key(id)
+    }
+
+    /// Begins a transfer among `agents`, or takes one up that an earlier process began.
+    pub fn begin(
+        &mut self,
+        id: TransferId,
+        record: &TransferRecord,
+        agents: Vec<AgentId>,
+        registry: &Registry,
+    ) {
+        let Some(file) = &record.file else { return };
+        let geometry = Geometry::new(file.size_bytes, file.piece_bytes);
+        let (Ok(geometry), Some(root)) = (geometry, hex_decode::<32>(&file.root)) else { return };
+        let now_ms = clock::now_ms();
+        // Tenths of a second since the transfer was made: more than there are lists and plans.
+        let base = ((now_ms - record.created_ms).max(0) / 100).min(i64::from(u32::MAX / 2)) as u32;
+        let mut membership = Membership::new(id, root, base);
+        membership.add_server(SERVER);
+        let mut members = HashMap::new();
+        for (member, agent) in (SERVER + 1..).zip(&agents) {
+            membership.add(member, agent.clone());
+            members.insert(agent.clone(), member);
+        }
+        let places = places(registry, &agents);
+        let home = places.first().copied().unwrap_or_default();
+        let source = Participant { member: SERVER, place: home, rates: Rates::default() };
+        let target = |(member, place)| Participant { member, place, rates: Rates::default() };
+        let spec = Spec {
+            geometry,
+            sources: vec![source],
+            targets: (SERVER + 1..).zip(places).map(target).collect(),
+            gear: record.gear.kind(),
+        };
+        let seed = u64::from_be_bytes(std::array::from_fn(|at| id.0[at]));
+        let coordinator = Coordinator::new(spec, Settings::default(), seed, now_ms as u64);
+        let unlisted = members.values().copied().collect();
+        let mesh = Mesh {
+            coordinator,
+            membership,
+            members,
+            agents,
+            joined: BTreeSet::new(),
+            plans: BTreeMap::new(),
+            received: HashMap::new(),
+            unlisted,
+            base,
+            pieces: geometry.piece_count(),
+            not_after_ms: record.expire_ms,
+        };
+        self.runs.insert(id, mesh);
+    }
+
+    /// The transfer has ended. The answer is who took part.
+    pub fn end(&mut self, id: &TransferId) -> Vec<AgentId> {
+        self.runs.remove(id).map(|mesh| mesh.agents).unwrap_or_default()
+    }
+
+    /// An agent has a session: it may be new, or know an older list.
+    pub fn agent_up(&mut self, id: &TransferId, agent: &AgentId) {
+        if let Some(mesh) = self.runs.get_mut(id)
+            && let Some(member) = mesh.members.get(agent)
+        {
+            mesh.unlisted.insert(*member);
+        }
+    }
+
+    /// An agent takes part no more.
+    pub fn gone(&mut self, id: &TransferId, agent: &AgentId) {
+        if let Some(mesh) = self.runs.get_mut(id)
+            && let Some(member) = mesh.members.get(agent)
+        {
+            mesh.joined.remove(member);
+            mesh.coordinator.gone(*member, clock::now_ms() as u64);
+        }
+    }
+
+    /// Takes a report.
+    pub fn report(&mut self, agent: &AgentId, report: &MeshReport) {
+        let (id, report) = match Progress::from_message(report) {
+            Ok(report) => report,
+            Err(error) => {
+                return tracing::warn!(%agent, %error, "a report of the mesh is not usable");
+            }
+        };
+        let Some(mesh) = self.runs.get_mut(&id) else { return };
+        let Some(member) = mesh.members.get(agent).copied() else { return };
+        let now_ms = clock::now_ms();
+        let inside = |range: Range<u32>| range.start.min(mesh.pieces)..range.end.min(mesh.pieces);
+        let gained: Vec<_> = report.gained.into_iter().map(inside).collect();
+        if mesh.joined.insert(member) {
+            mesh.coordinator.joined(member, &Held::Nothing, now_ms as u64);
+        }
+        let last = mesh.received.insert(member, (report.bytes_down, now_ms));
+        let rate = last.filter(|(_, at_ms)| now_ms > *at_ms).map(|(bytes, at_ms)| {
+            report.bytes_down.saturating_sub(bytes) * 1_000 / (now_ms - at_ms) as u64
+        });
+        mesh.coordinator.progress(member, &gained, rate, now_ms as u64);
+        for parent in &report.late_parents {
+            mesh.coordinator.late(member, *parent, now_ms as u64);
+        }
+    }
+
+    /// Lets the coordinators decide and tells the members. The answer is what cannot go on.
+    pub async fn tick(&mut self, fleet: &Fleet, registry: &Registry) -> Vec<Lost> {
+        let mut lost = Vec::new();
+        for (id, mesh) in &mut self.runs {
+            mesh.look_for_absent(fleet);
+            let mut changed = BTreeSet::new();
+            for output in mesh.coordinator.tick(clock::now_ms() as u64) {
+                match output {
+                    Output::Plan { member, mut plan } => {
+                        plan.number += mesh.base;
+                        mesh.plans.insert(member, plan);
+                        changed.insert(member);
+                    }
+                    Output::Missing { pieces } => {
+                        tracing::warn!(transfer = %id, ?pieces, "nobody who is there holds these pieces");
+                    }
+                    Output::Recovered => {
+                        tracing::info!(transfer = %id, "every piece has a holder again");
+                    }
+                    Output::Failed { pieces } => lost.push(Lost {
+                        id: *id,
+                        why: format!("nobody holds the pieces {pieces:?} any more"),
+                    }),
+                }
+            }
+            if let Err(error) = mesh.tell(*id, changed, fleet, registry).await {
+                tracing::error!(transfer = %id, %error, "lists and plans are not sent");
+            }
+        }
+        lost
+    }
+}
+
+impl Mesh {
+    /// Members whose session is over are not counted on; they join again by their next report.
+    fn look_for_absent(&mut self, fleet: &Fleet) {
+        let now_ms = clock::now_ms() as u64;
+        let agents = &self.agents;
+        let is_absent = |member: &Member| {
+            let agent = agents.get((*member - SERVER - 1) as usize);
+            agent.is_none_or(|agent| fleet.link_of(agent).is_none())
+        };
+        let absent: Vec<Member> = self.joined.iter().copied().filter(is_absent).collect();
+        for member in absent {
+            self.joined.remove(&member);
+            self.coordinator.gone(member, now_ms);
+        }
+    }
+
+    /// Signs and sends the lists that a change needs, then the plans.
+    async fn tell(
+        &mut self,
+        id: TransferId,
+        changed: BTreeSet<Member>,
+        fleet: &Fleet,
+        registry: &Registry,
+    ) -> Result<(), super::MembershipSendError> {
+        let fresh = std::mem::take(&mut self.unlisted);
+        let mut receivers: BTreeSet<Member> = changed.union(&fresh).copied().collect();
+        if receivers.is_empty() {
+            return Ok(());
+        }
+        // Whoever is to be dialled must know who comes.
+        for member in &changed {
+            let plan = self.plans.get(member).map(|plan| (*member, plan));
+            receivers
+                .extend(links_of(plan).map(|(_, other)| other).filter(|other| *other != SERVER));
+        }
+        let with_server = (SERVER + 1..).zip(&self.agents).map(|(member, _)| (SERVER, member));
+        let plans = self.plans.iter().map(|(member, plan)| (*member, plan));
+        let links: Vec<_> = with_server.chain(links_of(plans)).collect();
+        let receivers: Vec<Member> = receivers.into_iter().collect();
+        self.membership.send(fleet, registry, links, Some(&receivers), self.not_after_ms).await?;
+        let told = changed.union(&fresh).filter_map(|member| {
+            let agent = self.agents.get((*member - SERVER - 1) as usize)?;
+            let message = self.plans.get(member)?.to_message(&id);
+            Some((agent.clone(), server_message::Kind::TransferPlan(message)))
+        });
+        fleet.tell(told.collect()).await;
+        Ok(())
+    }
+}
