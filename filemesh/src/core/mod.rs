@@ -4,8 +4,9 @@
 //! BEP 52), [`manifest`] (what identifies a file), [`bitfield`] and [`piece_map`] (what is here),
 //! [`peer_wire`] (messages), [`link`] (the protocol with one peer), [`hashes`] and [`download`]
 //! (what to fetch next and whether it is true), [`upload`] (what one peer asked for), and at the
-//! top [`leecher`] and [`seeder`], which join one link with a download or an upload. A swarm owns
-//! many links over one [`download::Download`]; nothing below `leecher` knows that there is only one.
+//! top [`leecher`] and [`seeder`], which join one link with a download or an upload, and [`swarm`],
+//! which owns many links over one [`download::Download`] and follows a [`plan`]. Nothing below these
+//! knows how many links there are.
 
 pub mod bitfield;
 pub mod download;
