@@ -6,7 +6,8 @@
 //! [`peer_wire`] (messages), [`link`] (the protocol with one peer), [`hashes`] and [`download`]
 //! (what to fetch next and whether it is true), [`upload`] (what one peer asked for), and at the
 //! top [`leecher`] and [`seeder`], which join one link with a download or an upload, and [`swarm`],
-//! which joins many links with one [`download::Download`].
+//! which owns many links over one [`download::Download`] and follows a [`plan`]. Nothing below these
+//! knows how many links there are.
 //!
 //! Beside them stand [`planner`] (which gear, and how long it takes) and [`coordinator`] (who sends
 //! what to whom), which control runs; they and a swarm share only [`plan`] and [`place`].

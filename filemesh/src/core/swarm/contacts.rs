@@ -12,7 +12,7 @@ pub const RETRY_MS_MAX: u64 = 5_000;
 
 /// Of two neighbours the one with the higher number gives the other this long to open the
 /// connection.
-pub const YIELD_MS: u64 = 500;
+pub const YIELD_MS: u64 = 200;
 
 #[derive(Debug)]
 pub(super) struct Contact {
@@ -150,7 +150,7 @@ mod tests {
         contacts.set(5, &plan, 1_000);
         assert_eq!(contacts.due(1_000), [1, 7], "not itself, not yet 2");
         assert_eq!((contacts.due(1_000), contacts.deadline_ms()), (vec![], Some(1_000 + YIELD_MS)));
-        assert_eq!(contacts.due(1_500), [2]);
+        assert_eq!(contacts.due(1_000 + YIELD_MS), [2]);
         contacts.linked(1, 10, 1_500);
         contacts.lost(7, false, 1_500);
         assert_eq!((contacts.due(1_699), contacts.due(1_700)), (vec![], vec![7]));

@@ -1,9 +1,11 @@
 //! Swarms with members that die, are slow, lie or say nothing.
 
+use super::super::YIELD_MS;
 use super::net::{Net, trees};
 use super::runs::{RATE, assert_true_copies, bound_us, last_us, planned};
 use crate::core::link::Have;
 use crate::core::plan::{HostPlan, Member};
+use crate::core::transfer_tests::source;
 
 /// Whether pieces of all are out from the source: somebody else has each.
 fn is_out(net: &Net) -> bool {
@@ -114,6 +116,7 @@ fn a_silent_peer_costs_patience_and_no_more() {
         assert!(net.run(8 * bound, Net::all_done), "seed {seed}: {}", unfinished(&net));
         assert_true_copies(&net);
         println!("seed {seed}: silent from the start, last {:.3} of the bound", share(&net));
+        assert!(share(&net) < 1.6, "seed {seed}: {:.3} of the bound", share(&net));
     }
 }
 
@@ -152,5 +155,28 @@ fn an_isolated_member_goes_on_with_new_neighbours() {
         let Have::All = net.nodes[lonely].swarm.have() else { panic!("seed {seed}") };
         let fetched = net.nodes[lonely].swarm.traffic().1;
         assert!(before > 0 && fetched <= (4 << 20) + 65_536, "seed {seed}: {fetched} fetched");
+    }
+}
+
+#[test]
+fn the_last_blocks_of_a_slow_peer_are_asked_for_twice() {
+    for seed in 1..4 {
+        let mut net = Net::new(source(1 << 20, 64 << 10, seed), RATE, seed);
+        let whole = net.source().data.clone();
+        let second = net.resume(whole, RATE);
+        net.plan(second, HostPlan { number: 1, parents: vec![], neighbours: vec![0] });
+        assert!(net.run(1_000_000, Net::all_done), "seed {seed}: the second seed is ready");
+        net.nodes[second].up_bytes_per_s = RATE / 16;
+        // It gives its neighbours time to call first.
+        let (start_us, bound) = (net.now_us + YIELD_MS * 1000, bound_us(&net));
+        let member = net.join(RATE);
+        let neighbours = vec![0, second as Member];
+        net.plan(member, HostPlan { number: 1, parents: vec![], neighbours });
+        assert!(net.run(start_us + 8 * bound, Net::all_done), "seed {seed}");
+        assert_true_copies(&net);
+        // What the slow one was asked for first, 256 KiB, takes it four bounds.
+        let took = (net.now_us - start_us) as f64 / bound as f64;
+        println!("seed {seed}: one slow seed of two, {took:.2} of the bound");
+        assert!(took < 2.5, "seed {seed}: {took:.2} of the bound");
     }
 }
