@@ -58,6 +58,11 @@ impl Handshake {
         Self { reserved, info_hash, peer_id }
     }
 
+    /// Whether this is for ordinary clients.
+    pub fn is_plain(&self) -> bool {
+        self.reserved[RESERVED_V2.0] & RESERVED_V2.1 == 0
+    }
+
     /// Whether the sender speaks what `ours` needs of it: BEP 6 and BEP 52 for Skein's own
     /// transfers, BEP 6 alone for a [plain](Self::plain) one.
     pub fn suffices_for(&self, ours: &Self) -> bool {

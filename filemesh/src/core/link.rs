@@ -384,7 +384,11 @@ impl PeerLink {
     ) -> Result<Option<Event>, LinkError> {
         let first = matches!(message, Message::HaveAll | Message::HaveNone | Message::Bitfield(_));
         let free = matches!(message, Message::KeepAlive | Message::Extended(..));
-        if !free && first != (self.phase == Phase::FirstMessage) {
+        // aria2 sends its bitfield again where that is shorter than the HAVEs since the last.
+        let again = self.ours.is_plain()
+            && self.phase == Phase::Open
+            && matches!(message, Message::Bitfield(_));
+        if !free && !again && first != (self.phase == Phase::FirstMessage) {
             return Err(LinkError::FirstMessage);
         }
         let pieces = self.geometry.piece_count();

@@ -85,6 +85,18 @@ fn a_skein_transfer_never_falls_back_to_a_plain_peer() {
     assert!(seeder(&[1], plain, &own).is_ok());
 }
 
+/// aria2 does so; among our own it ends the link.
+#[test]
+fn an_ordinary_client_may_send_its_bitfield_again() {
+    let stream = [&[0, 0, 0, 2, 5, 0][..], &[0, 0, 0, 2, 5, 0x80]].concat();
+    let (plain, own) = (Handshake::plain([1; 20], [2; 20]), Handshake::new([1; 20], [3; 20]));
+    let mut lenient = seeder(&[1], plain, &own).unwrap();
+    assert_eq!(lenient.receive(&stream, 1), Ok(stream.len()));
+    assert!(lenient.link().have().is_complete());
+    let mut strict = seeder(&[1], own, &own).unwrap();
+    assert_eq!(strict.receive(&stream, 1), Err(LinkError::FirstMessage));
+}
+
 #[test]
 fn a_silent_peer_is_given_up() {
     let mut leecher = leecher(&[1], Handshake::plain([1; 20], [2; 20]));
