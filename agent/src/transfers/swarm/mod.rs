@@ -316,7 +316,7 @@ impl<'a> Run<'a> {
                             self.reports.urge();
                         }
                     }
-                    Action::ParentLate(_) => self.reports.urge(),
+                    Action::ParentLate(parent) => self.reports.late(parent),
                     Action::Done => self.is_fetched = true,
                 }
             }

@@ -1,9 +1,11 @@
 //! What control hears of a swarm: pieces gained, traffic, late parents. At most four times a second,
 //! at once when something is wrong; what cannot be said now is said later.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use skein_filemesh::core::link::Have;
+use skein_filemesh::core::plan::{Member, STRIPES_MAX};
 use skein_filemesh::core::swarm::Report;
 use skein_wire::ids::TransferId;
 use skein_wire::signal::v1::{MeshReport, PieceRange, agent_message::Kind};
@@ -21,6 +23,9 @@ pub(super) struct Reports {
     due_ms: u64,
     last_ms: u64,
     gained: Vec<Range<u32>>,
+    /// Parents that made no progress in time. Not all that [`Report::late`] names: that also has
+    /// those whose stripes are merely behind, whom a new plan would only disturb.
+    late: BTreeSet<Member>,
     /// Something must be said, even that nothing was gained.
     must: bool,
 }
@@ -28,7 +33,7 @@ pub(super) struct Reports {
 impl Reports {
     /// Nothing to say yet.
     pub fn new(id: TransferId, now_ms: u64) -> Self {
-        Self { id, due_ms: now_ms, last_ms: now_ms, gained: Vec::new(), must: false }
+        Self { id, due_ms: now_ms, last_ms: now_ms, gained: Vec::new(), late: BTreeSet::new(), must: false }
     }
 
     /// Says that this member is there.
@@ -40,6 +45,12 @@ impl Reports {
     /// The next report goes at once.
     pub fn urge(&mut self) {
         self.due_ms = self.last_ms;
+    }
+
+    /// A parent made no progress in time.
+    pub fn late(&mut self, parent: Member) {
+        self.late.insert(parent);
+        self.urge();
     }
 
     /// Whoever hears the next report knows nothing.
@@ -60,7 +71,7 @@ impl Reports {
         (self.due_ms, self.last_ms) = (now_ms + REPORT_MS, now_ms);
         self.gained.extend(report.gained);
         merge(&mut self.gained);
-        if self.gained.is_empty() && report.late.is_empty() && !self.must {
+        if self.gained.is_empty() && self.late.is_empty() && !self.must {
             return;
         }
         let said = self.gained.len().min(RANGES_MAX);
@@ -72,10 +83,11 @@ impl Reports {
             gained: self.gained[..said].iter().map(range).collect(),
             bytes_down: traffic.1,
             bytes_up: traffic.0,
-            late_parents: report.late,
+            late_parents: self.late.iter().copied().take(STRIPES_MAX.into()).collect(),
         };
         if outbox.push(Priority::Report, Kind::MeshReport(message)) {
             self.gained.drain(..said);
+            self.late.clear();
             self.must = false;
         }
     }
