@@ -407,8 +407,7 @@ async fn number(endpoint: &mut Endpoint) -> Result<Member, FetchEnd> {
 }
 
 async fn abandon(shared: &Shared, id: &TransferId, file: PartialFile) {
-    match shared.on_disk(move || file.abandon()).await {
-        Ok(Err(error)) => tracing::warn!(transfer = %id, %error, "partial file is left"),
-        Ok(Ok(())) | Err(_) => {}
+    if let Ok(Err(error)) = shared.on_disk(move || file.abandon()).await {
+        tracing::warn!(transfer = %id, %error, "partial file is left");
     }
 }

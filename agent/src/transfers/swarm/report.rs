@@ -33,7 +33,14 @@ pub(super) struct Reports {
 impl Reports {
     /// Nothing to say yet.
     pub fn new(id: TransferId, now_ms: u64) -> Self {
-        Self { id, due_ms: now_ms, last_ms: now_ms, gained: Vec::new(), late: BTreeSet::new(), must: false }
+        Self {
+            id,
+            due_ms: now_ms,
+            last_ms: now_ms,
+            gained: Vec::new(),
+            late: BTreeSet::new(),
+            must: false,
+        }
     }
 
     /// Says that this member is there.
