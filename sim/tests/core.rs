@@ -1,5 +1,7 @@
 //! The shipping swarm and coordinator on the modelled network: small fleets, every block hashed.
 
+#![allow(clippy::unwrap_used)]
+
 use skein_filemesh::core::planner::Gear;
 use skein_sim::bound::bound;
 use skein_sim::inventory::Inventory;

@@ -1,5 +1,7 @@
 //! Schedules whose times are known by arithmetic.
 
+#![allow(clippy::unwrap_used)]
+
 use skein_sim::inventory::Inventory;
 use skein_sim::outcome::{HostEnd, Outcome};
 use skein_sim::queue::{Nanos, SECOND};
