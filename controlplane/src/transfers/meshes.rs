@@ -72,8 +72,8 @@ impl Meshes {
         let geometry = Geometry::new(file.size_bytes, file.piece_bytes);
         let (Ok(geometry), Some(root)) = (geometry, hex_decode::<32>(&file.root)) else { return };
         let now_ms = clock::now_ms();
-        // Tenths of a second since the transfer was made: more than there are lists and plans.
-        let base = ((now_ms - record.created_ms).max(0) / 100).min(i64::from(u32::MAX / 2)) as u32;
+        // Hundredths of a second since the transfer was made: more than there are lists and plans.
+        let base = ((now_ms - record.created_ms).max(0) / 10).min(i64::from(u32::MAX / 2)) as u32;
         let mut membership = Membership::new(id, root, base);
         membership.add_server(SERVER);
         let mut members = HashMap::new();

@@ -448,7 +448,9 @@ impl Worker {
                 group.unseed.insert(id);
                 // Whoever is done serves others until it hears that nobody needs it.
                 let took_part = self.meshes.end(&id);
-                group.cancel.entry(id).or_default().extend(took_part);
+                if !took_part.is_empty() {
+                    group.cancel.entry(id).or_default().extend(took_part);
+                }
             }
         }
         Ok(())

@@ -1,3 +1,5 @@
+//! Lists, removals and rosters: what is taken, what is refused, whose connections end.
+
 use super::*;
 use proptest::prelude::*;
 use skein_wire::prost::Message;
