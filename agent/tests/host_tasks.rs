@@ -360,7 +360,8 @@ fn a_script_that_ended_while_nobody_looked_is_reported() {
         host
     };
     let ended = host.finish(&task);
-    assert_eq!((ended.update.exit_code, ended.output.as_str()), (7, "out\n"));
+    let (code, output) = (ended.update.exit_code, ended.output.as_str());
+    assert_eq!((code, output), (7, "out\n"), "{:?}", ended.update);
     host.stop();
 }
 

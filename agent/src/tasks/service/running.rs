@@ -91,15 +91,19 @@ impl Service {
 
     pub(super) fn decide(&mut self, id: &TaskId) {
         let dir = self.dir(id);
-        let exit = records::read::<Exit>(&dir, "exit");
+        // In this order: whoever begins or ends between two looks is seen by the later one as it is.
+        let has_started = dir.join("started").exists();
         let started = records::read::<Started>(&dir, "started").unwrap_or_default();
         // A runner holds its socket before it writes `started`, so a connection is life itself.
         let stream = connect(&dir);
+        let alive = started.as_ref().is_some_and(|started| started.runner().is_alive());
+        // Last: a runner that is dead by now has written it before, if it ever did.
+        let exit = records::read::<Exit>(&dir, "exit");
         let Some(task) = self.tasks.get_mut(id) else { return };
         let evidence = Evidence {
             exit: matches!(exit, Ok(Some(_))),
-            started: started.is_some() || dir.join("started").exists(),
-            runner_alive: started.as_ref().is_some_and(|s| s.runner().is_alive()) && stream.is_ok(),
+            started: started.is_some() || has_started,
+            runner_alive: alive && stream.is_ok(),
             late: task.start_by_ms < clock::wall_ms(),
             cancelled: task.cancelled,
         };
