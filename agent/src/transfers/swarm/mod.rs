@@ -73,6 +73,7 @@ pub(super) struct Run<'a> {
     inbox: mpsc::Receiver<Letter>,
     actions: Vec<Action>,
     reports: Reports,
+    pieces: u32,
     progress_ms: u64,
     verified_bytes: u64,
     refused_blocks: u64,
@@ -130,6 +131,7 @@ impl<'a> Run<'a> {
             inbox,
             actions: Vec::new(),
             reports: Reports::new(id, now_ms),
+            pieces: manifest.geometry.piece_count(),
             progress_ms: now_ms,
             verified_bytes: 0,
             refused_blocks: 0,
@@ -221,7 +223,7 @@ impl<'a> Run<'a> {
             changed = self.lists.changed() => if changed.is_ok() {
                 self.lists.borrow_and_update();
                 // Whoever sends a list may be a control process that has just begun.
-                self.reports.everything(&self.swarm.have());
+                self.reports.everything(&self.swarm.have(), self.pieces);
                 // Members that were refused for want of a list are tried again.
                 self.swarm.tick(clock::now_ms(), &mut self.actions);
             },

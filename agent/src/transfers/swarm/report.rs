@@ -4,11 +4,12 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
+use skein_filemesh::core::hints::Progress;
 use skein_filemesh::core::link::Have;
 use skein_filemesh::core::plan::{Member, STRIPES_MAX};
 use skein_filemesh::core::swarm::Report;
 use skein_wire::ids::TransferId;
-use skein_wire::signal::v1::{MeshReport, PieceRange, agent_message::Kind};
+use skein_wire::signal::v1::agent_message::Kind;
 
 use crate::link::{Outbox, Priority};
 
@@ -61,9 +62,11 @@ impl Reports {
     }
 
     /// Whoever hears the next report knows nothing.
-    pub fn everything(&mut self, have: &Have) {
-        if let Have::Some(pieces) = have {
-            self.gained.extend(pieces.ranges());
+    pub fn everything(&mut self, have: &Have, pieces: u32) {
+        match have {
+            Have::All if pieces > 0 => self.gained.push(0..pieces),
+            Have::All => {}
+            Have::Some(pieces) => self.gained.extend(pieces.ranges()),
         }
         self.begin();
     }
@@ -82,17 +85,15 @@ impl Reports {
             return;
         }
         let said = self.gained.len().min(RANGES_MAX);
-        let range =
-            |range: &Range<u32>| PieceRange { first: range.start, count: range.end - range.start };
-        let message = MeshReport {
-            transfer_id: self.id.to_bytes(),
+        let progress = Progress {
             plan_number: report.plan,
-            gained: self.gained[..said].iter().map(range).collect(),
+            gained: self.gained[..said].to_vec(),
             bytes_down: traffic.1,
             bytes_up: traffic.0,
             late_parents: self.late.iter().copied().take(STRIPES_MAX.into()).collect(),
         };
-        if outbox.push(Priority::Report, Kind::MeshReport(message)) {
+        let message = Kind::MeshReport(progress.to_message(&self.id));
+        if outbox.push(Priority::Report, message) {
             self.gained.drain(..said);
             self.late.clear();
             self.must = false;
@@ -115,6 +116,14 @@ fn merge(ranges: &mut Vec<Range<u32>>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_has_everything_says_so() {
+        let mut reports = Reports::new(TransferId([1; 16]), 0);
+        reports.everything(&Have::All, 9);
+        let first = reports.gained.pop();
+        assert_eq!((first, reports.gained.len(), reports.must), (Some(0..9), 0, true));
+    }
 
     #[test]
     fn ranges_are_said_in_order_and_once() {
