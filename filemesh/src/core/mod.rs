@@ -39,6 +39,7 @@ pub mod planner;
 pub mod seeder;
 pub mod swarm;
 pub mod tree;
+pub mod turns;
 pub mod upload;
 pub mod v1;
 

@@ -7,6 +7,7 @@
 //! rules about paths applies them to [`TargetDir::resolved`].
 
 use super::error::{Context, FileError};
+use super::reserve::Room;
 use super::sys;
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -89,6 +90,19 @@ impl TargetDir {
     /// Bytes that may still be allocated here.
     pub fn free_bytes(&self) -> Result<u64, FileError> {
         sys::free_bytes(self.fd.as_fd()).on("ask for free space in", &self.path)
+    }
+
+    /// What an entry `name` that is to hold `size_bytes` will still take here.
+    pub(super) fn room_for(&self, name: &[u8], size_bytes: u64) -> Result<Room, FileError> {
+        let stat = |name| sys::stat_at(self.fd.as_fd(), name).on("look at", &self.path);
+        let (here, entry) = (stat(b".")?, stat(name)?);
+        let allocated = entry.map_or(0, |entry| u64::try_from(entry.st_blocks).unwrap_or(0) * 512);
+        Ok(Room {
+            device: here.map_or(0, |here| here.st_dev),
+            needed_bytes: size_bytes.saturating_sub(allocated),
+            free_bytes: self.free_bytes()?,
+            kept_bytes: self.kept_bytes,
+        })
     }
 
     /// Makes the entries of the directory durable.

@@ -50,6 +50,19 @@ pub enum ReserveError {
     },
 }
 
+/// What a transfer will take of a file system, and what that has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// The file system, as `stat` numbers it.
+    pub device: u64,
+    /// Bytes that the transfer still has to allocate.
+    pub needed_bytes: u64,
+    /// Bytes that are free now.
+    pub free_bytes: u64,
+    /// Bytes that must stay free.
+    pub kept_bytes: u64,
+}
+
 /// A transfer's promise.
 #[derive(Debug)]
 struct Promise {

@@ -95,6 +95,30 @@ fn fluid_ms(coordinator: &Coordinator, spec: &Spec, except: &[Member]) -> f64 {
 }
 
 #[test]
+fn a_later_batch_has_the_earlier_ones_as_sources() {
+    let spec = spec(40, 20, 32);
+    let mut coordinator = Coordinator::new(spec, Settings::default(), 7, 0);
+    let mut now_ms = 0;
+    for (batch, most) in [(1..=1, 1.0), (2..=10, 0.5), (11..=40, 0.25)] {
+        let members: Vec<Member> = batch.collect();
+        members.iter().for_each(|member| coordinator.joined(*member, &Held::Nothing, now_ms));
+        now_ms += 200;
+        assert_eq!(plans(coordinator.tick(now_ms)).len(), members.len());
+        // The share of the file that the source sends to this batch.
+        let stripes = f64::from(coordinator.trees.stripes());
+        let share = coordinator.children(0).len() as f64 / stripes;
+        assert!(share <= most, "{share} for {members:?}");
+        for member in &members {
+            assert!(coordinator.parents(*member).iter().all(Option::is_some));
+            let all = coordinator.all_pieces();
+            coordinator.progress(*member, &[all], None, now_ms);
+        }
+        now_ms += 5_000;
+        assert!(coordinator.tick(now_ms).is_empty());
+    }
+}
+
+#[test]
 fn equal_hosts_come_near_the_bound() {
     for (hosts, mbit, mib, most) in
         [(8, 100, 16, 1.05), (16, 20, 32, 1.03), (48, 8, 16, 1.04), (500, 100, 64, 1.03)]

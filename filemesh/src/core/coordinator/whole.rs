@@ -72,12 +72,16 @@ impl Coordinator {
         }
     }
 
-    /// Those that hold everything: sources, or targets if no source is left.
+    /// Those that hold everything: sources, and targets of an earlier batch, so that a later one
+    /// costs the sources no further copy. Slow targets only if there is nobody else.
     fn givers(&self) -> Vec<u32> {
         let complete = self.positions(State::Complete);
-        let sources: Vec<u32> =
-            complete.iter().copied().filter(|at| self.entries[*at as usize].is_source).collect();
-        if sources.is_empty() { complete } else { sources }
+        let is_able = |at: &u32| {
+            let entry = &self.entries[*at as usize];
+            entry.is_source || !entry.is_slow
+        };
+        let able: Vec<u32> = complete.iter().copied().filter(is_able).collect();
+        if able.is_empty() { complete } else { able }
     }
 
     fn build_star(&mut self, hosts: &[u32]) {

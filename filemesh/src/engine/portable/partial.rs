@@ -14,6 +14,7 @@ use crate::core::geometry::{BLOCK_BYTES, Geometry};
 use crate::core::manifest::Manifest;
 use crate::core::name::check_file_name;
 use crate::engine::error::{Context, FileError};
+use crate::engine::reserve::Room;
 use crate::engine::{
     BlockMemory, FileStamp, Owner, RecentBlocks, TargetDir, View, WriteQueue, sys,
 };
@@ -85,6 +86,21 @@ impl PartialFile {
                 Err(error)
             }
         }
+    }
+
+    /// What [`PartialFile::open`] of `transfer`, or its writes where a file system cannot allocate,
+    /// will still take of the file system of `dir`.
+    pub fn room(
+        dir: &TargetDir,
+        transfer: &TransferId,
+        size_bytes: u64,
+    ) -> Result<Room, FileError> {
+        dir.room_for(&temporary_name(transfer), size_bytes)
+    }
+
+    /// The same of a file that is open.
+    pub fn room_left(&self) -> Result<Room, FileError> {
+        self.dir.room_for(&self.temporary, self.geometry.size_bytes())
     }
 
     /// Lets a large file stay in the page cache, for a caller that reads it again at once. Others
