@@ -6,10 +6,12 @@ mod host_support;
 
 use std::path::Path;
 
-use host_support::files::{join, push, transfer_end};
+use host_support::files::{Push, join, push, transfer_end};
 use host_support::{Agent, Server, slow_disk, wait_until};
 use skein_wire::signal::v1::agent_message::Kind;
-use skein_wire::signal::v1::{CancelTransfer, OfferFile, TransferState, command_body};
+use skein_wire::signal::v1::{
+    CancelTransfer, OfferFile, TransferState, TransferUpdate, command_body,
+};
 
 #[test]
 fn a_pushed_file_arrives_whole_also_over_broken_channels() {
@@ -101,10 +103,85 @@ fn a_transfer_can_be_cancelled() {
         Kind::TransferUpdate(update) => (update.verified_bytes > 0).then_some(()),
         _ => None,
     });
-    let cancel = CancelTransfer { transfer_id: push.id.to_vec().into() };
+    let cancel = CancelTransfer { transfer_id: push.id.to_vec().into(), keep: false };
     server.command(&id, command_body::Kind::CancelTransfer(cancel));
     assert_eq!(transfer_end(&server, &push.id).state(), TransferState::Cancelled);
     assert_eq!(std::fs::read_dir(target.path().join("to")).unwrap().count(), 0);
+}
+
+#[test]
+fn a_paused_transfer_keeps_its_blocks_over_a_kill_until_it_goes_on_or_is_cancelled() {
+    let server = Server::start();
+    let (temp, target) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let id = server.enrol(temp.path());
+    let agent = Agent::start(temp.path());
+    let folder = target.path().join("to");
+    let pushes = [push(&server, target.path(), 8_000_000), push(&server, target.path(), 8_000_000)];
+    for (name, push) in ["one.bin", "two.bin"].iter().zip(&pushes) {
+        let mut order = join(push, &folder, name);
+        order.rate_limit_bytes_per_s = 500_000;
+        server.command(&id, command_body::Kind::JoinTransfer(order));
+    }
+    let is_of = |push: &Push, update: &TransferUpdate| update.transfer_id == push.id[..];
+    let says = |push: &Push, state: TransferState| {
+        server.find("the state", |kind| match kind {
+            Kind::TransferUpdate(update) if is_of(push, update) && update.state() == state => {
+                (update.verified_bytes > 0).then(|| update.clone())
+            }
+            _ => None,
+        })
+    };
+    for push in &pushes {
+        says(push, TransferState::Running);
+        let pause = CancelTransfer { transfer_id: push.id.to_vec().into(), keep: true };
+        server.command(&id, command_body::Kind::CancelTransfer(pause));
+        says(push, TransferState::Paused);
+    }
+    assert_eq!(left_over(&folder), 2, "blocks are kept");
+    server.shared.received.lock().unwrap().clear();
+    agent.kill_worker();
+    // A new worker says so again, and lets them lie.
+    pushes.iter().for_each(|push| drop(says(push, TransferState::Paused)));
+    assert_eq!(left_over(&folder), 2);
+
+    let cancel = CancelTransfer { transfer_id: pushes[0].id.to_vec().into(), keep: false };
+    server.command(&id, command_body::Kind::CancelTransfer(cancel));
+    server.find("the end", |kind| match kind {
+        Kind::TransferUpdate(update) if is_of(&pushes[0], update) => {
+            (update.state() == TransferState::Cancelled).then_some(())
+        }
+        _ => None,
+    });
+    assert_eq!(left_over(&folder), 1);
+    let order = join(&pushes[1], &folder, "two.bin");
+    server.command(&id, command_body::Kind::JoinTransfer(order));
+    let end = says(&pushes[1], TransferState::Done);
+    assert!(end.resumed_bytes > 0, "it began anew: {end:?}");
+    assert_eq!(std::fs::read(folder.join("two.bin")).unwrap(), pushes[1].source);
+    assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1);
+}
+
+#[test]
+fn a_pause_of_what_is_not_here_is_answered_and_kept_from_nothing() {
+    let server = Server::start();
+    let (temp, target) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let id = server.enrol(temp.path());
+    let _agent = Agent::start(temp.path());
+    let push = push(&server, target.path(), 100_000);
+    let pause = CancelTransfer { transfer_id: push.id.to_vec().into(), keep: true };
+    server.command(&id, command_body::Kind::CancelTransfer(pause));
+    let state = |wanted: TransferState| {
+        server.find("the state", |kind| match kind {
+            Kind::TransferUpdate(update) if update.transfer_id == push.id[..] => {
+                (update.state() == wanted).then_some(())
+            }
+            _ => None,
+        });
+    };
+    state(TransferState::Paused);
+    let order = join(&push, target.path(), "file.bin");
+    server.command(&id, command_body::Kind::JoinTransfer(order));
+    state(TransferState::Done);
 }
 
 #[test]

@@ -557,7 +557,7 @@ fn two_agents_of_one_host_run_the_same_task_apart() {
 fn transfer_orders_pass_once() {
     let temp = tempfile::tempdir().unwrap();
     let mut host = Host::start(temp.path());
-    let cancel = CancelTransfer { transfer_id: vec![1; 16].into() };
+    let cancel = CancelTransfer { transfer_id: vec![1; 16].into(), keep: false };
     let kind = command_body::Kind::CancelTransfer(cancel.clone());
     let order = host.order_until(kind, wall_ms() + 10_000);
     host.handle.order(order).unwrap();

@@ -42,6 +42,8 @@ pub struct ControlConfig {
     pub cache_bytes_max: u64,
     /// An uploaded file that nobody uses is forgotten after this time.
     pub cache_expiry: Duration,
+    /// Transfers that run at one time; further ones are queued.
+    pub transfers_running_max: usize,
     /// Between two heartbeats of an agent.
     pub heartbeat_interval: Duration,
     /// Heartbeats that may be missed before an agent counts as lost.
@@ -61,6 +63,7 @@ impl ControlConfig {
             sink_roots: Vec::new(),
             cache_bytes_max: 20 << 30,
             cache_expiry: Duration::from_secs(24 * 3600),
+            transfers_running_max: 64,
             heartbeat_interval: Duration::from_secs(10),
             heartbeat_misses: 3,
             public_host: None,
@@ -141,8 +144,9 @@ impl Control {
             expiry_ms: i64::try_from(config.cache_expiry.as_millis()).unwrap_or(i64::MAX / 2),
         };
         let cache = Arc::new(Cache::open(folders.cache.clone(), store.clone(), limits).await?);
+        let turns_max = config.transfers_running_max;
         let (transfers, transfer_orders) =
-            Transfers::load(store.clone(), registry.clone(), cache).await?;
+            Transfers::load(store.clone(), registry.clone(), cache, turns_max).await?;
         let enroller =
             Enroller::new(authority.clone(), command_keys, join_tokens.clone(), registry.clone());
 

@@ -59,6 +59,11 @@ impl Board {
         finished
     }
 
+    /// The server has ended it by itself: there is nothing to tell.
+    pub fn remove(&self, id: &TransferId) {
+        lock(&self.entries).remove(id);
+    }
+
     /// Has the state of a transfer told again.
     pub fn repeat(&self, id: &TransferId) {
         if let Some(entry) = lock(&self.entries).get_mut(id) {

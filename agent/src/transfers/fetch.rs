@@ -7,24 +7,28 @@
 //! What may wait for a disk in one piece for seconds, making room and the final flush, is done on
 //! a thread beside, so that other transfers go on meanwhile ([`Shared::on_disk`]).
 
+use std::ffi::OsStr;
 use std::time::Duration;
 
 use skein_filemesh::core::download::Download;
 use skein_filemesh::core::leecher::{Action, Failure, Leecher, LeecherOptions};
 use skein_filemesh::core::manifest::{MODE_MASK, Manifest};
 use skein_filemesh::core::peer_wire::{Handshake, info_hash, peer_id};
+use skein_filemesh::core::turns::Priority;
+use skein_filemesh::engine::reserve::ReserveError;
 use skein_filemesh::engine::{
     Attributes, FileError, Inbound, Owner, PartialFile, Taken, TargetDir,
 };
 use skein_observe::names;
 use skein_wire::hello::ChannelKind;
 use skein_wire::ids::TransferId;
-use skein_wire::signal::v1::{JoinTransfer, TransferState};
+use skein_wire::signal::v1::{JoinTransfer, TransferPriority, TransferState};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio::task::JoinError;
 
-use super::{Settings, Shared, cancelled, swarm};
+use super::turns::Turn;
+use super::{Settings, Shared, Stop, cancelled, swarm};
 use crate::clock;
 use crate::link::{LinkStream, Redial};
 use crate::mesh::Mesh;
@@ -41,6 +45,8 @@ const LIES_MAX: u32 = 3;
 pub(super) enum FetchEnd {
     /// It was not wanted any more.
     Cancelled,
+    /// It is not wanted for now.
+    Paused,
     /// For this reason.
     Failed(String),
 }
@@ -90,10 +96,10 @@ pub(super) async fn run<'a>(
     mesh: &Mesh,
     id: TransferId,
     join: JoinTransfer,
-    cancel: watch::Receiver<bool>,
+    cancel: watch::Receiver<Stop>,
 ) -> Result<Option<swarm::Run<'a>>, FetchEnd> {
     let result = whole(shared, mesh, id, &join, cancel).await;
-    if result.is_err() {
+    if !matches!(result, Ok(_) | Err(FetchEnd::Paused)) {
         let settings = shared.settings.clone();
         // A folder that is not there, or not for us, has nothing of ours.
         let _ = shared.on_disk(move || discard(&settings, &id, &join)).await;
@@ -106,13 +112,8 @@ async fn whole<'a>(
     mesh: &Mesh,
     id: TransferId,
     join: &JoinTransfer,
-    mut cancel: watch::Receiver<bool>,
+    mut cancel: watch::Receiver<Stop>,
 ) -> Result<Option<swarm::Run<'a>>, FetchEnd> {
-    let turn = tokio::select! {
-        turn = shared.running.acquire() => turn,
-        () = cancelled(&mut cancel) => return Err(FetchEnd::Cancelled),
-    };
-    let _turn = turn.map_err(|_| FetchEnd::Failed("the agent stops".into()))?;
     let info = join.file.clone().unwrap_or_default();
     let manifest = Manifest::from_info(&info).map_err(|e| FetchEnd::Failed(e.to_string()))?;
     let mode = if join.mode == 0 { manifest.mode } else { join.mode };
@@ -124,8 +125,15 @@ async fn whole<'a>(
         owner: Owner::parse(&join.owner)?,
         mtime_ms: (manifest.mtime_ms != 0).then_some(manifest.mtime_ms),
     };
+    let turn = tokio::select! {
+        turn = turn(shared, &id, join, manifest.geometry.size_bytes()) => turn?,
+        end = cancelled(&mut cancel) => return Err(end),
+    };
     let (settings, order, expected) = (shared.settings.clone(), join.clone(), manifest.clone());
     let mut file = shared.on_disk(move || open(&settings, &id, &order, &expected)).await??;
+    if let (Some(promised), Ok(left)) = (turn.promised(), file.room_left()) {
+        turn.used(promised.saturating_sub(left.needed_bytes));
+    }
     file.use_memory(&shared.memory, 0);
     let mut update = super::update(&id, TransferState::Running);
     update.verified_bytes = 0;
@@ -145,7 +153,7 @@ async fn whole<'a>(
         Fetch { shared, id, file, progress_ms, verified_bytes, refused_blocks, received };
     let fetched = tokio::select! {
         fetched = fetch.fetch(join, &manifest) => fetched,
-        () = cancelled(&mut cancel) => Err(FetchEnd::Cancelled),
+        end = cancelled(&mut cancel) => Err(end),
     };
     match fetched {
         Ok(()) => {
@@ -154,13 +162,62 @@ async fn whole<'a>(
             Ok(None)
         }
         Err(end) => {
-            // What is there helps nobody: a new order is a new transfer.
-            let file = fetch.file;
-            if let Err(error) = shared.on_disk(move || file.abandon()).await? {
-                tracing::warn!(transfer = %id, %error, "partial file is left");
-            }
+            give_up(shared, &id, fetch.file, &end).await;
             Err(end)
         }
+    }
+}
+
+/// Waits until the transfer may run and has room for `size_bytes`; the board says what it waits for.
+async fn turn<'a>(
+    shared: &'a Shared,
+    id: &TransferId,
+    join: &JoinTransfer,
+    size_bytes: u64,
+) -> Result<Turn<'a>, FetchEnd> {
+    let priority = match join.priority() {
+        TransferPriority::Low => Priority::Low,
+        TransferPriority::High => Priority::High,
+        TransferPriority::Normal | TransferPriority::Unspecified => Priority::Normal,
+    };
+    let place = shared.line.line_up(priority);
+    if let Some(busy) = place.waits() {
+        shared.waits(id, &format!("waits for its turn: {busy} (transfers.concurrent_max)"));
+    }
+    loop {
+        let mut turn = place.turn().await;
+        let (settings, order, id) = (shared.settings.clone(), join.clone(), *id);
+        let look = move || {
+            let (dir, _) = target(&settings, &order)?;
+            Ok::<_, FetchEnd>(PartialFile::room(&dir, &id, size_bytes)?)
+        };
+        let room = shared.on_disk(look).await??;
+        match turn.reserve(&room) {
+            Ok(()) => return Ok(turn),
+            Err(ReserveError::NoSpace { needed_bytes, free_bytes, kept_bytes }) => {
+                let path = join.directory.clone().into();
+                let error = FileError::NoSpace { path, needed_bytes, free_bytes, kept_bytes };
+                return Err(error.into());
+            }
+            Err(later) => {
+                shared.waits(&id, &format!("waits for room: {later}"));
+                drop(turn);
+                place.wait_for_room();
+            }
+        }
+    }
+}
+
+/// Ends with a partial file: what is there helps nobody, since a new order is a new transfer,
+/// unless it is a pause.
+pub(super) async fn give_up(shared: &Shared, id: &TransferId, file: PartialFile, end: &FetchEnd) {
+    let keep = matches!(end, FetchEnd::Paused);
+    let step = move || match keep {
+        true => Ok(drop(file)),
+        false => file.abandon(),
+    };
+    if let Ok(Err(error)) = shared.on_disk(step).await {
+        tracing::warn!(transfer = %id, %error, "partial file is left");
     }
 }
 
@@ -171,6 +228,16 @@ fn open(
     join: &JoinTransfer,
     manifest: &Manifest,
 ) -> Result<PartialFile, FetchEnd> {
+    let (dir, name) = target(settings, join)?;
+    let name = std::os::unix::ffi::OsStrExt::as_bytes(name);
+    Ok(PartialFile::open(dir, name, id, manifest, &settings.dir)?)
+}
+
+/// Checks where the file shall go and opens its folder.
+fn target<'a>(
+    settings: &Settings,
+    join: &'a JoinTransfer,
+) -> Result<(TargetDir, &'a OsStr), FetchEnd> {
     let rules = &settings.rules;
     let name = file_name(&join.file_name)?;
     // The rules are asked before a folder is made, and again about what was really opened.
@@ -178,12 +245,15 @@ fn open(
     rules.check(Access::Write, &folder.path.join(name))?;
     let dir = TargetDir::open(&folder.path, false)?.keep_free(settings.limits.keep_free_bytes);
     rules.check(Access::Write, &dir.resolved()?.join(name))?;
-    let name = std::os::unix::ffi::OsStrExt::as_bytes(name);
-    Ok(PartialFile::open(dir, name, id, manifest, &settings.dir)?)
+    Ok((dir, name))
 }
 
 /// Removes what an earlier worker left of a transfer that will not be continued.
-fn discard(settings: &Settings, id: &TransferId, join: &JoinTransfer) -> Result<(), FetchEnd> {
+pub(super) fn discard(
+    settings: &Settings,
+    id: &TransferId,
+    join: &JoinTransfer,
+) -> Result<(), FetchEnd> {
     let folder = settings.rules.open_folder(Access::Write, &join.directory, false)?;
     let dir = TargetDir::open(&folder.path, false)?;
     settings.rules.check(Access::Write, &dir.resolved()?)?;

@@ -7,14 +7,17 @@
 //! next worker goes on from the blocks that are proved on disk.
 //!
 //! ```text
-//!   order ─► <id>.order ─► queue ─► [fetch]: channel, leecher, partial file ─► <id>.end ─► ack
+//!   order ─► <id>.order ─► [line] ─► [fetch]: channel, leecher, partial file ─► <id>.end ─► ack
+//!                                      └─ pause: <id>.pause, the partial file stays ─► order, or cancel
 //!                          offer: hash, FileOffer, channel, seeder until served or expired
 //! ```
 
 mod board;
 mod fetch;
 mod offer;
+mod pause;
 mod swarm;
+mod turns;
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -35,6 +38,7 @@ use tokio::task::JoinError;
 
 use self::board::Board;
 use self::fetch::FetchEnd;
+use self::turns::Line;
 use crate::clock;
 use crate::config::{MeshConfig, TransfersConfig};
 use crate::home::private_dir;
@@ -142,16 +146,27 @@ struct Shared {
     board: Board,
     /// Something on the board changed.
     changed: Notify,
-    running: Semaphore,
+    line: Line,
     hashing: Semaphore,
     disk_steps: Semaphore,
     /// Where bytes arrive and wait for the disk.
     memory: BlockMemory,
 }
 
+/// Whether a transfer that is on its way shall stop.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Stop {
+    /// It shall not.
+    No,
+    /// What is verified stays for later.
+    Pause,
+    /// Nothing stays.
+    Cancel,
+}
+
 /// One transfer on its way; dropping the sender cancels it.
 struct Active {
-    cancel: watch::Sender<bool>,
+    stop: watch::Sender<Stop>,
 }
 
 /// Where an order comes from.
@@ -168,8 +183,18 @@ struct Transfers {
     mesh: Mesh,
     fetches: HashMap<TransferId, Active>,
     offers: HashMap<TransferId, Active>,
+    /// Stopped by a pause, with their orders.
+    paused: HashMap<TransferId, JoinTransfer>,
     tombstones: VecDeque<TransferId>,
-    ended: mpsc::UnboundedSender<(TransferId, bool)>,
+    ended: mpsc::UnboundedSender<(TransferId, Ended)>,
+}
+
+/// What has ended.
+enum Ended {
+    Fetch,
+    Offer,
+    /// A pause stopped it.
+    Paused(Box<JoinTransfer>),
 }
 
 async fn run(settings: Settings, peers: Option<TcpListener>, mut inbox: mpsc::Receiver<Letter>) {
@@ -182,16 +207,16 @@ async fn run(settings: Settings, peers: Option<TcpListener>, mut inbox: mpsc::Re
         settings,
         board: Board::default(),
         changed: Notify::new(),
-        running: Semaphore::new(concurrent),
+        line: Line::new(concurrent),
         hashing: Semaphore::new(1),
         disk_steps: Semaphore::new(DISK_STEPS_MAX),
         memory: BlockMemory::default(),
     });
     let (ended, mut endings) = mpsc::unbounded_channel();
-    let (fetches, offers) = (HashMap::new(), HashMap::new());
+    let (fetches, offers, paused) = (HashMap::new(), HashMap::new(), HashMap::new());
     let tombstones = VecDeque::new();
     let mut transfers =
-        Transfers { shared: shared.clone(), mesh, fetches, offers, tombstones, ended };
+        Transfers { shared: shared.clone(), mesh, fetches, offers, paused, tombstones, ended };
     transfers.restore();
     loop {
         let more = shared.board.tell(&shared.settings.outbox);
@@ -206,10 +231,7 @@ async fn run(settings: Settings, peers: Option<TcpListener>, mut inbox: mpsc::Re
                 Some(letter) => transfers.take(letter),
                 None => return,
             },
-            Some((id, fetch)) = endings.recv() => {
-                let place = if fetch { &mut transfers.fetches } else { &mut transfers.offers };
-                place.remove(&id);
-            }
+            Some((id, ended)) = endings.recv() => transfers.ended(id, ended),
             () = shared.changed.notified() => {}
             () = later => {}
         }
@@ -224,6 +246,8 @@ impl Transfers {
                 if self.shared.board.acknowledged(&id) {
                     self.shared.forget(&id);
                 }
+                // It has ended without us: nobody will go on with what is left here.
+                self.drop_paused(id, false);
             }
             Letter::Order(TransferOrder::Join(join)) => self.join(join),
             Letter::Order(TransferOrder::Offer(offer)) => self.offer(offer),
@@ -238,6 +262,11 @@ impl Transfers {
         let Ok(id) = TransferId::from_slice(&join.transfer_id) else {
             return tracing::warn!("a transfer without a usable id was dropped");
         };
+        if self.paused.remove(&id).is_some() {
+            let marker = self.shared.settings.dir.join(format!("{id}.pause"));
+            let _ = std::fs::remove_file(marker);
+            return self.fetch(id, join, Origin::Server);
+        }
         if self.fetches.contains_key(&id) || self.shared.board.get(&id).is_some() {
             return self.shared.board.repeat(&id);
         }
@@ -246,8 +275,9 @@ impl Transfers {
         }
         let limits = &self.shared.settings.limits;
         let room = limits.concurrent_max as usize + limits.queue_max as usize;
-        if self.fetches.len() >= room || self.shared.board.len() >= 2 * room {
-            return self.refuse(id, TransferState::Failed, "too many transfers are waiting");
+        if self.fetches.len() + self.paused.len() >= room || self.shared.board.len() >= 2 * room {
+            let why = "too many transfers wait or are paused here (transfers.queue_max)";
+            return self.refuse(id, TransferState::Failed, why);
         }
         self.fetch(id, join, Origin::Server);
     }
@@ -260,29 +290,34 @@ impl Transfers {
     }
 
     fn fetch(&mut self, id: TransferId, join: JoinTransfer, origin: Origin) {
-        let (cancel, cancelled) = watch::channel(false);
-        self.fetches.insert(id, Active { cancel });
+        let (stop, stopped) = watch::channel(Stop::No);
+        self.fetches.insert(id, Active { stop });
         self.shared.board.set(id, update(&id, TransferState::Waiting));
         let (shared, ended) = (self.shared.clone(), self.ended.clone());
         let mesh = self.mesh.clone();
         tokio::task::spawn_local(async move {
-            let until = cancelled.clone();
+            let until = stopped.clone();
             let fetched = async {
                 if origin == Origin::Server {
                     shared.keep_order(id, join.clone()).await?;
                 }
-                fetch::run(&shared, &mesh, id, join, cancelled).await
+                fetch::run(&shared, &mesh, id, join.clone(), stopped).await
             };
             let (state, error, serving) = match fetched.await {
                 Ok(serving) => (TransferState::Done, String::new(), serving),
                 Err(FetchEnd::Cancelled) => (TransferState::Cancelled, String::new(), None),
                 Err(FetchEnd::Failed(text)) => (TransferState::Failed, text, None),
+                Err(FetchEnd::Paused) => {
+                    shared.keep_pause(id).await;
+                    let _ = ended.send((id, Ended::Paused(Box::new(join))));
+                    return;
+                }
             };
             shared.end(&id, state, &error).await;
             if let Some(swarm) = serving {
                 swarm.serve(until).await;
             }
-            let _ = ended.send((id, true));
+            let _ = ended.send((id, Ended::Fetch));
         });
     }
 
@@ -295,21 +330,27 @@ impl Transfers {
         if self.offers.len() >= limits.queue_max as usize || self.tombstones.contains(&id) {
             return tracing::warn!(transfer = %id, "offer was cancelled or exceeds the limit");
         }
-        let (cancel, cancelled) = watch::channel(false);
-        self.offers.insert(id, Active { cancel });
+        let (stop, stopped) = watch::channel(Stop::No);
+        self.offers.insert(id, Active { stop });
         let (shared, ended) = (self.shared.clone(), self.ended.clone());
         tokio::task::spawn_local(async move {
-            offer::run(&shared, id, offer, cancelled).await;
+            offer::run(&shared, id, offer, stopped).await;
             shared.board.withdraw(&id);
-            let _ = ended.send((id, false));
+            let _ = ended.send((id, Ended::Offer));
         });
     }
 
     fn cancel(&mut self, cancel: &CancelTransfer) {
         let Ok(id) = TransferId::from_slice(&cancel.transfer_id) else { return };
+        if cancel.keep {
+            return self.pause(id);
+        }
+        if self.drop_paused(id, true) {
+            return;
+        }
         let active = [self.fetches.get(&id), self.offers.get(&id)];
         for active in active.iter().flatten() {
-            active.cancel.send_replace(true);
+            active.stop.send_replace(Stop::Cancel);
         }
         let known = active.iter().any(Option::is_some) || self.shared.board.get(&id).is_some();
         if !known {
@@ -335,6 +376,9 @@ impl Transfers {
                 },
                 "order" if !dir.join(format!("{id}.end")).exists() => {
                     match records::read::<JoinTransfer>(&dir, &name) {
+                        Ok(Some(join)) if dir.join(format!("{id}.pause")).exists() => {
+                            self.restore_pause(id, join);
+                        }
                         Ok(Some(join)) => self.fetch(id, join, Origin::Earlier),
                         _ => drop(std::fs::remove_file(entry.path())),
                     }
@@ -388,7 +432,7 @@ impl Shared {
     }
 
     fn forget(&self, id: &TransferId) {
-        for kind in ["order", "end"] {
+        for kind in ["order", "end", "pause"] {
             let _ = std::fs::remove_file(self.settings.dir.join(format!("{id}.{kind}")));
         }
     }
@@ -403,8 +447,11 @@ fn update(id: &TransferId, state: TransferState) -> TransferUpdate {
     }
 }
 
-/// Resolves when the transfer is cancelled.
-async fn cancelled(signal: &mut watch::Receiver<bool>) {
-    // A closed channel means that the whole thread ends.
-    let _ = signal.wait_for(|cancelled| *cancelled).await;
+/// Resolves when the transfer shall stop, with how it ends then.
+async fn cancelled(signal: &mut watch::Receiver<Stop>) -> FetchEnd {
+    match signal.wait_for(|stop| *stop != Stop::No).await.map(|stop| *stop) {
+        Ok(Stop::Pause) => FetchEnd::Paused,
+        // A closed channel means that the whole thread ends.
+        _ => FetchEnd::Cancelled,
+    }
 }

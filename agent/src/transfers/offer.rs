@@ -24,7 +24,7 @@ use skein_wire::signal::v1::{FileOffer, OfferFile};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 
-use super::{Shared, cancelled};
+use super::{Shared, Stop, cancelled};
 use crate::clock;
 use crate::link::{LinkStream, Redial};
 
@@ -54,7 +54,7 @@ pub(super) async fn run(
     shared: &Shared,
     id: TransferId,
     offer: OfferFile,
-    mut cancel: watch::Receiver<bool>,
+    mut cancel: watch::Receiver<Stop>,
 ) {
     let stop = Arc::new(AtomicBool::new(false));
     let work = async {
@@ -71,7 +71,7 @@ pub(super) async fn run(
     };
     tokio::select! {
         () = work => {}
-        () = cancelled(&mut cancel) => stop.store(true, Ordering::Relaxed),
+        _ = cancelled(&mut cancel) => stop.store(true, Ordering::Relaxed),
     }
     let _ = std::fs::remove_file(leaves_path(shared, &id));
 }

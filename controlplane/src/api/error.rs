@@ -139,7 +139,7 @@ impl From<TransferError> for ApiError {
             | TransferError::NoTargets(_)
             | TransferError::Source(..)
             | TransferError::Invalid(_) => Self::invalid(error),
-            TransferError::SourceAway(_) => Self::conflict(error),
+            TransferError::SourceAway(_) | TransferError::Conflict(_) => Self::conflict(error),
             TransferError::NoUpload(_) | TransferError::Unknown(_) => Self::not_found(error),
             TransferError::Busy => Self::busy(error),
             TransferError::Stopping => Self::unavailable(error),

@@ -20,6 +20,7 @@ use crate::identity::{JOIN_TTL_MS, JOIN_TTL_MS_MAX, Withdrawn};
 use crate::registry::{
     LABEL_VALUE_BYTES_MAX, LIST_AGENTS_MAX, SERIAL_DIGITS_MAX, Selector, is_label_name,
 };
+use crate::transfers::Wish;
 
 type Answer<T> = Result<Json<T>, ApiError>;
 type Shared = State<Arc<App>>;
@@ -325,8 +326,11 @@ pub async fn create_transfer(
     Ok(Json(app.transfers.create(request).await?))
 }
 
-pub async fn transfers(State(app): Shared) -> Json<TransferList> {
-    Json(TransferList { transfers: app.transfers.list() })
+pub async fn transfers(
+    State(app): Shared,
+    Query(query): Query<TransfersQuery>,
+) -> Json<TransferList> {
+    Json(TransferList { transfers: app.transfers.list(&query) })
 }
 
 pub async fn transfer(
@@ -339,7 +343,15 @@ pub async fn transfer(
 }
 
 pub async fn cancel_transfer(State(app): Shared, Path(id): Path<String>) -> Answer<Transfer> {
-    Ok(Json(app.transfers.cancel(&transfer_id(&id)?).await?))
+    Ok(Json(app.transfers.wish(&transfer_id(&id)?, Wish::Cancel).await?))
+}
+
+pub async fn pause_transfer(State(app): Shared, Path(id): Path<String>) -> Answer<Transfer> {
+    Ok(Json(app.transfers.wish(&transfer_id(&id)?, Wish::Pause).await?))
+}
+
+pub async fn resume_transfer(State(app): Shared, Path(id): Path<String>) -> Answer<Transfer> {
+    Ok(Json(app.transfers.wish(&transfer_id(&id)?, Wish::Resume).await?))
 }
 
 // -------------------------------------------------------------------------------------- tasks

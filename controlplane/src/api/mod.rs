@@ -96,6 +96,8 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/transfers", post(h::create_transfer).get(h::transfers))
         .route("/transfers/{id}", get(h::transfer))
         .route("/transfers/{id}/cancel", post(h::cancel_transfer))
+        .route("/transfers/{id}/pause", post(h::pause_transfer))
+        .route("/transfers/{id}/resume", post(h::resume_transfer))
         .route("/tasks", post(h::create_task).get(h::tasks))
         .route("/tasks/{id}", get(h::task))
         .route("/tasks/{id}/output", get(h::task_output))

@@ -96,6 +96,14 @@ impl HostPush {
         }
     }
 
+    /// The order is to be given (again): it was taken back, or a pause is over.
+    pub fn begin_anew(&mut self) {
+        self.delivery.begin_anew();
+        if !self.run.state.is_final() {
+            self.run.state = TransferHostState::Pending;
+        }
+    }
+
     /// An end that the server itself decides; progress is kept.
     pub fn ended_by_server(&self, state: TransferHostState, now_ms: i64, why: &str) -> Final {
         Final { state, error: why.to_owned(), ended_ms: now_ms, ..self.run.clone() }
@@ -112,13 +120,18 @@ impl HostPush {
             Ok(TransferState::Done) => TransferHostState::Done,
             Ok(TransferState::Failed) => TransferHostState::Failed,
             Ok(TransferState::Cancelled) => TransferHostState::Cancelled,
+            Ok(TransferState::Paused) => TransferHostState::Paused,
             Ok(TransferState::Unspecified) | Err(_) => return Report::Progress,
         };
         let mut error = update.error.clone();
         error.truncate(error.floor_char_boundary(ERROR_BYTES_MAX));
+        let before = match self.run.state {
+            TransferHostState::Paused => TransferHostState::Pending,
+            before => before,
+        };
         let run = Final {
             // An agent that restarts queues again; that is no step back of the push.
-            state: state.max(self.run.state),
+            state: state.max(before),
             verified_bytes: update.verified_bytes,
             resumed_bytes: update.resumed_bytes,
             refused_blocks: update.refused_blocks,
@@ -156,6 +169,7 @@ impl HostPush {
             error: run.error.clone(),
             started_ms: run.started_ms,
             ended_ms: run.ended_ms,
+            batch: 0,
         }
     }
 }

@@ -42,6 +42,8 @@ struct Mesh {
     members: HashMap<AgentId, Member>,
     /// By number; the first is member 1.
     agents: Vec<AgentId>,
+    /// How many of them take part, from the first on: those of the batches that were started.
+    started: usize,
     joined: BTreeSet<Member>,
     plans: BTreeMap<Member, HostPlan>,
     /// Bytes that a member had received, and when it said so.
@@ -60,7 +62,8 @@ impl Meshes {
         self.runs.contains_key(id)
     }
 
-    /// Begins a transfer among `agents`, or takes one up that an earlier process began.
+    /// Begins a transfer among `agents`, or takes one up that an earlier process began. Nobody
+    /// takes part before [`Meshes::start`].
     pub fn begin(
         &mut self,
         id: TransferId,
@@ -78,7 +81,6 @@ impl Meshes {
         membership.add_server(SERVER);
         let mut members = HashMap::new();
         for (member, agent) in (SERVER + 1..).zip(&agents) {
-            membership.add(member, agent.clone());
             members.insert(agent.clone(), member);
         }
         let places = places(registry, &agents);
@@ -93,12 +95,13 @@ impl Meshes {
         };
         let seed = u64::from_be_bytes(std::array::from_fn(|at| id.0[at]));
         let coordinator = Coordinator::new(spec, Settings::default(), seed, now_ms as u64);
-        let unlisted = members.values().copied().collect();
+        let unlisted = BTreeSet::new();
         let mesh = Mesh {
             coordinator,
             membership,
             members,
             agents,
+            started: 0,
             joined: BTreeSet::new(),
             plans: BTreeMap::new(),
             received: HashMap::new(),
@@ -110,15 +113,32 @@ impl Meshes {
         self.runs.insert(id, mesh);
     }
 
-    /// The transfer has ended. The answer is who took part.
+    /// The first `count` agents take part, until `not_after_ms`: those that are new get lists, the
+    /// others newer ones, and whoever has the file already sends it on.
+    pub fn start(&mut self, id: &TransferId, count: usize, not_after_ms: i64) {
+        let Some(mesh) = self.runs.get_mut(id) else { return };
+        let count = count.min(mesh.agents.len());
+        for (member, agent) in (SERVER + 1..).zip(&mesh.agents[..count]).skip(mesh.started) {
+            mesh.membership.add(member, agent.clone());
+        }
+        mesh.started = mesh.started.max(count);
+        mesh.not_after_ms = not_after_ms;
+        mesh.unlisted.extend((SERVER + 1..).take(mesh.started));
+    }
+
+    /// The transfer has ended, or is paused. The answer is who took part.
     pub fn end(&mut self, id: &TransferId) -> Vec<AgentId> {
-        self.runs.remove(id).map(|mesh| mesh.agents).unwrap_or_default()
+        let started = |mut mesh: Mesh| {
+            mesh.agents.truncate(mesh.started);
+            mesh.agents
+        };
+        self.runs.remove(id).map(started).unwrap_or_default()
     }
 
     /// An agent has a session: it may be new, or know an older list.
     pub fn agent_up(&mut self, id: &TransferId, agent: &AgentId) {
         if let Some(mesh) = self.runs.get_mut(id)
-            && let Some(member) = mesh.members.get(agent)
+            && let Some(member) = mesh.members.get(agent).filter(|member| mesh.takes_part(**member))
         {
             mesh.unlisted.insert(*member);
         }
@@ -143,7 +163,8 @@ impl Meshes {
             }
         };
         let Some(mesh) = self.runs.get_mut(&id) else { return };
-        let Some(member) = mesh.members.get(agent).copied() else { return };
+        let member = mesh.members.get(agent).copied();
+        let Some(member) = member.filter(|member| mesh.takes_part(*member)) else { return };
         let now_ms = clock::now_ms();
         let inside = |range: Range<u32>| range.start.min(mesh.pieces)..range.end.min(mesh.pieces);
         let gained: Vec<_> = report.gained.into_iter().map(inside).collect();
@@ -194,6 +215,10 @@ impl Meshes {
 }
 
 impl Mesh {
+    fn takes_part(&self, member: Member) -> bool {
+        (member - SERVER) as usize <= self.started
+    }
+
     /// Members whose session is over are not counted on; they join again by their next report.
     fn look_for_absent(&mut self, fleet: &Fleet) {
         let now_ms = clock::now_ms() as u64;
@@ -228,7 +253,7 @@ impl Mesh {
             receivers
                 .extend(links_of(plan).map(|(_, other)| other).filter(|other| *other != SERVER));
         }
-        let with_server = (SERVER + 1..).zip(&self.agents).map(|(member, _)| (SERVER, member));
+        let with_server = (SERVER + 1..).take(self.started).map(|member| (SERVER, member));
         let plans = self.plans.iter().map(|(member, plan)| (*member, plan));
         let links: Vec<_> = with_server.chain(links_of(plans)).collect();
         let receivers: Vec<Member> = receivers.into_iter().collect();

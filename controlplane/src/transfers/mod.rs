@@ -1,10 +1,12 @@
 //! Transfers: one file to many hosts.
 //!
 //! ```text
-//! upload ──────────────────────────────► running ─► ended
-//! agent's file: offering ─► fetching ──►    │
-//!               (source hashes) (into the cache)
+//! upload ──────────────────────► queued ─► running ─► ended
+//! agent's file: queued ─► offering ─► fetching ──►│
+//!                   (source hashes) (into the cache)
 //! ```
+//! [`rollout`] says which hosts of a transfer that runs are told, and when nobody is.
+//!
 //! In the direct gear the data process streams the cached file to every target; control announces
 //! it there ([`fleet::v1::SeedFile`](skein_wire::fleet::v1::SeedFile)), orders the targets to join
 //! and keeps the account. As with tasks, a transfer is stored before it is answered, each end is
@@ -16,11 +18,13 @@ mod host;
 mod membership;
 mod meshes;
 mod record;
+pub mod rollout;
 mod worker;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use skein_filemesh::core::turns::Turns;
 use skein_wire::ids::{AgentId, TransferId};
 use tokio::sync::{mpsc, oneshot};
 
@@ -31,8 +35,8 @@ pub use record::{TransferError, TransferRecord};
 pub use worker::Worker;
 
 use crate::api::types::{
-    HostsQuery, Transfer, TransferDetail, TransferHostState, TransferPhase, TransferRequest,
-    TransferSource,
+    HostsQuery, Priority, Transfer, TransferDetail, TransferHost, TransferHostState, TransferPhase,
+    TransferRequest, TransferSource, TransfersQuery,
 };
 use crate::clock;
 use crate::jobs::history::Bounds;
@@ -40,8 +44,8 @@ use crate::registry::{Addressee, Registry, Selector};
 use crate::store::{Store, StoreError};
 use crate::tasks::state_word;
 
-/// Transfers that run at one time.
-pub const TRANSFERS_RUNNING_MAX: usize = 256;
+/// Transfers that have not ended: those that run, wait, are paused or halted.
+pub const TRANSFERS_OPEN_MAX: usize = 256;
 /// Ended transfers that are kept.
 pub const TRANSFERS_KEPT_MAX: usize = 1_000;
 /// Hosts of all kept transfers together.
@@ -75,6 +79,8 @@ struct Entry {
     speed: Speed,
     /// When the source was last asked to offer or the data process to fetch.
     asked_ms: i64,
+    /// Why it is queued, as was last found.
+    queue_note: String,
     /// The view of an ended transfer, which never changes: lists do not count its hosts again.
     ended_view: OnceLock<Transfer>,
 }
@@ -82,7 +88,8 @@ struct Entry {
 impl Entry {
     fn new(record: TransferRecord, hosts: Vec<HostPush>) -> Self {
         let (speed, ended_view) = (Speed::default(), OnceLock::new());
-        Self { record, hosts, dispatches: 0, speed, asked_ms: 0, ended_view }
+        let queue_note = String::new();
+        Self { record, hosts, dispatches: 0, speed, asked_ms: 0, queue_note, ended_view }
     }
 
     fn place(&self, agent: &AgentId) -> Option<usize> {
@@ -110,8 +117,8 @@ impl Entry {
     fn counted(&self) -> Transfer {
         let mut by_state: HashMap<TransferHostState, u64> = HashMap::new();
         let (mut verified_bytes, mut resumed_bytes) = (0, 0);
-        for host in &self.hosts {
-            *by_state.entry(host.state()).or_default() += 1;
+        for (place, host) in self.hosts.iter().enumerate() {
+            *by_state.entry(self.state_of(place)).or_default() += 1;
             verified_bytes += host.run.verified_bytes;
             resumed_bytes += host.run.resumed_bytes;
         }
@@ -122,7 +129,7 @@ impl Entry {
         });
         Transfer {
             transfer_id: record.transfer_id.clone(),
-            phase: if self.is_open() { record.phase } else { TransferPhase::Ended },
+            phase: self.phase(),
             source: record.source.clone(),
             targets: record.targets.clone(),
             directory: record.directory.clone(),
@@ -145,7 +152,50 @@ impl Entry {
             verified_bytes,
             resumed_bytes,
             bytes_per_s: overall.unwrap_or(self.speed.per_second),
+            rollout: record.rollout.view(if self.is_open() { &self.queue_note } else { "" }),
         }
+    }
+
+    /// Where it stands, as people see it.
+    fn phase(&self) -> TransferPhase {
+        let rollout = &self.record.rollout;
+        match () {
+            () if !self.is_open() => TransferPhase::Ended,
+            () if self.record.cancel_ms.is_some() => self.record.phase,
+            () if rollout.paused_ms.is_some() => TransferPhase::Paused,
+            () if rollout.queued => TransferPhase::Queued,
+            () if rollout.halted.is_some() => TransferPhase::Halted,
+            () => self.record.phase,
+        }
+    }
+
+    /// Hosts, from the first on, that have been started.
+    fn started(&self) -> usize {
+        self.record.rollout.started_hosts(self.hosts.len())
+    }
+
+    fn state_of(&self, place: usize) -> TransferHostState {
+        match self.hosts[place].state() {
+            TransferHostState::Pending if place >= self.started() => TransferHostState::NotStarted,
+            state => state,
+        }
+    }
+
+    fn host_view(&self, place: usize, now_ms: i64) -> TransferHost {
+        let mut view = self.hosts[place].view(now_ms);
+        view.state = self.state_of(place);
+        view.batch = self.record.rollout.batch_of(place);
+        if view.state == TransferHostState::NotStarted && self.record.rollout.halted.is_some() {
+            view.error = "never started: the transfer halted".into();
+        }
+        view
+    }
+
+    /// Whether it has a turn that others cannot have.
+    fn has_turn(&self) -> bool {
+        let rollout = &self.record.rollout;
+        let is_idle = rollout.halted.is_some() && rollout::open(&self.hosts[..self.started()]) == 0;
+        self.is_open() && !rollout.is_stopped() && !is_idle
     }
 }
 
@@ -154,8 +204,19 @@ impl Entry {
 pub enum Order {
     /// A new transfer is stored and entered: begin.
     Start(TransferId),
-    /// Cancel; answered when the wish is stored.
-    Cancel(TransferId, oneshot::Sender<Result<(), TransferError>>),
+    /// Cancel, pause or resume; answered when the wish is stored.
+    Wish(TransferId, Wish, oneshot::Sender<Result<(), TransferError>>),
+}
+
+/// What an operator wants of a transfer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// It ends; hosts that are done keep the file.
+    Cancel,
+    /// Nothing moves; verified blocks are kept.
+    Pause,
+    /// A pause is over, or the failures that halted it are accepted.
+    Resume,
 }
 
 /// The transfer service, as the API sees it.
@@ -165,15 +226,19 @@ pub struct Transfers {
     registry: Arc<Registry>,
     cache: Arc<Cache>,
     entries: Mutex<HashMap<TransferId, Entry>>,
+    /// Turns of transfers that are being stored.
+    storing: Mutex<Turns>,
+    turns_max: usize,
     orders: mpsc::Sender<Order>,
 }
 
 impl Transfers {
-    /// Loads what is stored; the worker must be run.
+    /// Loads what is stored; the worker must be run. `turns_max` transfers run at one time.
     pub async fn load(
         store: Arc<dyn Store>,
         registry: Arc<Registry>,
         cache: Arc<Cache>,
+        turns_max: usize,
     ) -> Result<(Arc<Self>, mpsc::Receiver<Order>), StoreError> {
         let entries = record::load(&*store).await?;
         for (id, entry) in entries.iter().filter(|(_, entry)| entry.is_open()) {
@@ -188,11 +253,13 @@ impl Transfers {
         }
         let (orders, queue) = mpsc::channel(ORDERS_MAX);
         let entries = Mutex::new(entries);
-        Ok((Arc::new(Self { store, registry, cache, entries, orders }), queue))
+        let storing = Mutex::default();
+        let this = Self { store, registry, cache, entries, storing, turns_max, orders };
+        Ok((Arc::new(this), queue))
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<TransferId, Entry>> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.entries)
     }
 
     /// The cache.
@@ -205,7 +272,8 @@ impl Transfers {
         let now_ms = clock::now_ms();
         let selector: Selector = request.targets.parse()?;
         let mut record = TransferRecord::from_request(request, now_ms)?;
-        if self.running() >= TRANSFERS_RUNNING_MAX as u64 {
+        let priority = record.rollout.priority;
+        if self.running() >= TRANSFERS_OPEN_MAX as u64 {
             return Err(TransferError::Busy);
         }
         let targets = self.registry.select(&selector);
@@ -222,6 +290,9 @@ impl Transfers {
             let agents: Vec<_> = targets.iter().map(|target| &target.id).collect();
             record.choose_gear(&self.registry, &agents);
         }
+        record.rollout.divide(targets.len())?;
+        let turn = self.take_turn(priority);
+        record.rollout.queued = turn.is_none();
         let pinned = running_file(&record);
         let host = |Addressee { id, hostname, .. }| HostPush::new(id, hostname);
         let entry = Entry::new(record, targets.into_iter().map(host).collect());
@@ -233,7 +304,12 @@ impl Transfers {
             return Err(error.into());
         }
         let view = entry.view();
-        self.lock().insert(id, entry);
+        {
+            let mut entries = self.lock();
+            entries.insert(id, entry);
+            // From here on the entry itself says that it has its turn.
+            drop(turn);
+        }
         // The worker's tick finds it too, so a closed queue loses nothing.
         let _ = self.orders.send(Order::Start(id)).await;
         Ok(view)
@@ -265,11 +341,23 @@ impl Transfers {
         self.lock().values().filter(|entry| entry.is_open()).count() as u64
     }
 
-    /// All transfers, newest first.
-    pub fn list(&self) -> Vec<Transfer> {
-        let mut list: Vec<Transfer> = self.lock().values().map(Entry::view).collect();
-        list.sort_by(|a, b| (b.created_ms, &b.transfer_id).cmp(&(a.created_ms, &a.transfer_id)));
-        list
+    /// Transfers, newest first.
+    pub fn list(&self, query: &TransfersQuery) -> Vec<Transfer> {
+        let since_ms = query.newer_than_ms.map(|age_ms| clock::now_ms().saturating_sub(age_ms));
+        let entries = self.lock();
+        let meant = |entry: &&Entry| {
+            let in_state = match query.state.as_deref() {
+                None => true,
+                Some("open") => entry.is_open(),
+                Some(state) => state_word(&entry.phase()) == state,
+            };
+            in_state && since_ms.is_none_or(|since_ms| entry.record.created_ms >= since_ms)
+        };
+        let mut found: Vec<&Entry> = entries.values().filter(meant).collect();
+        let key = |entry: &&Entry| (entry.record.created_ms, entry.record.transfer_id.clone());
+        found.sort_by_cached_key(|entry| std::cmp::Reverse(key(entry)));
+        found.truncate(query.limit.unwrap_or(usize::MAX));
+        found.into_iter().map(Entry::view).collect()
     }
 
     /// One transfer.
@@ -284,31 +372,71 @@ impl Transfers {
         let entries = self.lock();
         let entry = entries.get(id)?;
         let after = query.after.as_deref().unwrap_or_default();
-        let meant = |host: &&HostPush| {
-            let state_fits = |state: &String| state_word(&host.state()) == *state;
-            host.agent.as_str() > after && query.state.as_ref().is_none_or(state_fits)
+        let meant = |place: &usize| {
+            let state_fits = |state: &String| state_word(&entry.state_of(*place)) == *state;
+            let is_after = entry.hosts[*place].agent.as_str() > after;
+            is_after && query.state.as_ref().is_none_or(state_fits)
         };
-        let mut page: Vec<_> = entry
-            .hosts
-            .iter()
-            .filter(meant)
-            .take(limit + 1)
-            .map(|host| host.view(now_ms))
-            .collect();
+        let places = (0..entry.hosts.len()).filter(meant).take(limit + 1);
+        let mut page: Vec<_> = places.map(|place| entry.host_view(place, now_ms)).collect();
         let more = page.len() > limit;
         page.truncate(limit);
         let next = page.last().filter(|_| more).map(|last| last.agent_id.clone());
         Some(TransferDetail { transfer: entry.view(), hosts: page, next })
     }
 
-    /// Cancels: the wish is stored when this returns, and hosts end as their agents report.
-    pub async fn cancel(&self, id: &TransferId) -> Result<Transfer, TransferError> {
+    /// Cancels, pauses or resumes: the wish is stored when this returns, and hosts follow as their
+    /// agents report.
+    pub async fn wish(&self, id: &TransferId, wish: Wish) -> Result<Transfer, TransferError> {
         let (answer, done) = oneshot::channel();
-        let order = Order::Cancel(*id, answer);
+        let order = Order::Wish(*id, wish, answer);
         self.orders.send(order).await.map_err(|_| TransferError::Stopping)?;
         done.await.map_err(|_| TransferError::Stopping)??;
         self.get(id).ok_or(TransferError::Unknown(*id))
     }
+}
+
+/// A turn of a transfer that is being stored; given back when dropped.
+struct Turn<'a> {
+    transfers: &'a Transfers,
+    priority: Priority,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        lock(&self.transfers.storing).give_back(rollout::kind(self.priority));
+    }
+}
+
+impl Transfers {
+    /// A turn for a new transfer, unless it has to wait for others.
+    fn take_turn(&self, priority: Priority) -> Option<Turn<'_>> {
+        let kind = rollout::kind(priority);
+        let entries = self.lock();
+        let mut storing = lock(&self.storing);
+        let waits = |entry: &Entry| {
+            let rollout = &entry.record.rollout;
+            entry.is_open() && rollout.queued && rollout.priority >= priority
+        };
+        let has_room = taken(&entries).with(*storing).ask(kind, self.turns_max).is_ok();
+        if !has_room || entries.values().any(waits) {
+            return None;
+        }
+        storing.take(kind);
+        Some(Turn { transfers: self, priority })
+    }
+}
+
+/// Turns of the transfers that run.
+fn taken(entries: &HashMap<TransferId, Entry>) -> Turns {
+    let mut turns = Turns::default();
+    let running = entries.values().filter(|entry| entry.has_turn());
+    running.for_each(|entry| turns.take(rollout::kind(entry.record.rollout.priority)));
+    turns
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The cached file that a transfer uses.

@@ -5,13 +5,14 @@ use std::collections::HashMap;
 use serde::{Deserialize, Serialize};
 use skein_filemesh::engine::check_file_name;
 use skein_wire::ids::{AgentId, TransferId};
-use skein_wire::signal::v1::{FileInfo, JoinTransfer};
+use skein_wire::signal::v1::{FileInfo, JoinTransfer, TransferPriority};
 
 use super::Entry;
 use super::cache::CacheError;
 use super::gear::{self, GearChoice};
 use super::host::{Final, HostPush};
-use crate::api::types::{TransferPhase, TransferRequest, TransferSource, Upload};
+use super::rollout::Rollout;
+use crate::api::types::{Priority, TransferPhase, TransferRequest, TransferSource, Upload};
 use crate::jobs::shelf::{Shelf, Stored};
 use crate::random;
 use crate::registry::{Registry, SelectorError};
@@ -49,6 +50,9 @@ pub enum TransferError {
     /// No such transfer.
     #[error("there is no transfer {0}; it may have left the history")]
     Unknown(TransferId),
+    /// It is not in the state that this needs.
+    #[error("{0}")]
+    Conflict(String),
     /// Too many at one time.
     #[error("too many transfers run at this time; wait for some to end or cancel them")]
     Busy,
@@ -119,6 +123,9 @@ pub struct TransferRecord {
     /// When the last host ended.
     #[serde(default)]
     pub ended_ms: Option<i64>,
+    /// Batches, turn, pause.
+    #[serde(default)]
+    pub rollout: Rollout,
 }
 
 impl TransferRecord {
@@ -148,6 +155,7 @@ impl TransferRecord {
         if timeout_ms == 0 || timeout_ms.max(deliver_within_ms) > TIMEOUT_MS_MAX {
             return invalid(format!("timeouts must be at most {TIMEOUT_MS_MAX} ms"));
         }
+        let rollout = Rollout::from_request(&request.rollout, timeout_ms as i64)?;
         Ok(Self {
             transfer_id: TransferId(random::bytes()?).to_string(),
             phase: TransferPhase::Offering,
@@ -170,6 +178,7 @@ impl TransferRecord {
             error: String::new(),
             cancel_ms: None,
             ended_ms: None,
+            rollout,
         })
     }
 
@@ -200,7 +209,8 @@ impl TransferRecord {
 
     /// A host that is not reached until then ends as undeliverable.
     pub fn deliver_by_ms(&self) -> i64 {
-        self.running_ms.unwrap_or(self.expire_ms).saturating_add(self.deliver_within_ms)
+        let since_ms = self.running_ms.map(|running_ms| running_ms.max(self.rollout.begun_ms));
+        since_ms.unwrap_or(self.expire_ms).saturating_add(self.deliver_within_ms)
     }
 
     /// The order to the targets.
@@ -215,6 +225,21 @@ impl TransferRecord {
             create_directory: self.create_directory,
             rate_limit_bytes_per_s: self.rate_limit_bytes_per_s,
             meshed: self.gear.is_meshed(),
+            priority: match self.rollout.priority {
+                Priority::Low => TransferPriority::Low,
+                Priority::Normal => TransferPriority::Normal,
+                Priority::High => TransferPriority::High,
+            }
+            .into(),
+        }
+    }
+
+    /// Its hosts are told to begin now, and have all of their time from here.
+    pub fn begin(&mut self, now_ms: i64) {
+        self.rollout.begun_ms = now_ms;
+        let timeout_ms = self.rollout.timeout_ms;
+        if timeout_ms > 0 {
+            self.expire_ms = now_ms + timeout_ms;
         }
     }
 
@@ -222,7 +247,8 @@ impl TransferRecord {
     pub fn choose_gear(&mut self, registry: &Registry, agents: &[&AgentId]) {
         let Some(file) = &self.file else { return };
         let forced = gear::wanted(self.gear_wanted.as_deref()).ok().flatten();
-        self.gear = gear::choose(registry, file, agents, self.rate_limit_bytes_per_s, forced);
+        let limits = (self.rate_limit_bytes_per_s, self.rollout.source_limit_bytes_per_s);
+        self.gear = gear::choose(registry, file, agents, limits, forced);
     }
 }
 
@@ -260,6 +286,7 @@ pub(super) async fn load(store: &dyn Store) -> Result<HashMap<TransferId, Entry>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::types::RolloutRequest;
 
     fn request() -> TransferRequest {
         TransferRequest {
@@ -274,6 +301,7 @@ mod tests {
             gear: None,
             deliver_within_ms: None,
             timeout_ms: None,
+            rollout: RolloutRequest::default(),
         }
     }
 
@@ -281,7 +309,7 @@ mod tests {
     fn hostile_paths_names_and_owners_are_refused() {
         assert!(TransferRecord::from_request(request(), 0).is_ok());
         type Change = fn(&mut TransferRequest);
-        let wrong: [(Change, &str); 9] = [
+        let wrong: [(Change, &str); 11] = [
             (|r| r.directory = "opt".into(), "absolute"),
             (|r| r.directory = "/opt/../etc".into(), "absolute"),
             (|r| r.directory = "/a\0b".into(), "absolute"),
@@ -291,6 +319,8 @@ mod tests {
             (|r| r.owner = Some("a b".into()), "owner"),
             (|r| r.owner = Some("a:b:c".into()), "owner"),
             (|r| r.timeout_ms = Some(u64::MAX), "timeouts"),
+            (|r| r.rollout.batches = Some("10%,5%".into()), "grow"),
+            (|r| r.rollout.max_errors = Some("5%".into()), "batches"),
         ];
         for (change, hint) in wrong {
             let mut request = request();

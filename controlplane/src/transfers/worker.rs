@@ -1,5 +1,6 @@
 //! What moves transfers forward: offers and reports in, orders and announcements out.
 
+mod rollout;
 mod source;
 
 use std::collections::{HashMap, HashSet};
@@ -14,7 +15,8 @@ use skein_wire::signal::v1::{CancelTransfer, FileOffer, ReportAck, command_body,
 use super::host::{Final, HostPush, Report};
 use super::meshes::Meshes;
 use super::{
-    Entry, HISTORY, Order, Speed, TransferError, TransferRecord, Transfers, record, running_file,
+    Entry, HISTORY, Order, Speed, TransferError, TransferRecord, Transfers, Wish, record,
+    running_file,
 };
 use crate::api::types::{TransferHostState as Host, TransferPhase};
 use crate::clock;
@@ -49,6 +51,7 @@ pub struct Group {
     acks: Vec<(AgentId, TransferId)>,
     join: HashMap<TransferId, Vec<AgentId>>,
     cancel: HashMap<TransferId, Vec<AgentId>>,
+    pause: HashMap<TransferId, Vec<AgentId>>,
     /// Ask the source.
     offer: HashSet<TransferId>,
     offers: Vec<(TransferId, FileOffer)>,
@@ -83,7 +86,11 @@ impl Work for Worker {
                     Some((place, entry.hosts[place].report(&update)))
                 });
                 match found {
-                    Some((_, Report::Progress)) => {}
+                    Some((place, Report::Progress)) => {
+                        if let Some(entry) = entries.get_mut(&id) {
+                            rollout::look_at_paused(entry, place);
+                        }
+                    }
                     Some((place, Report::End(run))) => group.ends.add(id, place, run),
                     Some((_, Report::Ended)) | None => group.acks.push((agent, id)),
                 }
@@ -115,13 +122,15 @@ impl Work for Worker {
             TransferEvent::AgentUp(agent) => {
                 for (id, entry) in entries.iter_mut().filter(|(_, entry)| entry.is_open()) {
                     self.meshes.agent_up(id, &agent);
+                    let is_stopped = entry.record.rollout.is_stopped();
                     if entry.record.phase != TransferPhase::Running {
-                        if entry.record.source_id().as_ref() == Some(&agent) {
+                        if entry.record.source_id().as_ref() == Some(&agent) && !is_stopped {
                             group.offer.insert(*id);
                         }
                         continue;
                     }
                     let Some(place) = entry.place(&agent) else { continue };
+                    let started = entry.started();
                     let host = &mut entry.hosts[place];
                     if host.state().is_final() {
                         continue;
@@ -129,6 +138,11 @@ impl Work for Worker {
                     host.delivery.begin_anew();
                     if entry.record.cancel_ms.is_some() {
                         group.cancel.entry(*id).or_default().push(agent.clone());
+                    } else if place >= started {
+                        continue;
+                    } else if is_stopped {
+                        // Whether it heard of the pause is not known to a new control process.
+                        group.pause.entry(*id).or_default().push(agent.clone());
                     } else if host.state() <= Host::Sent {
                         host.unsent();
                         group.join.entry(*id).or_default().push(agent.clone());
@@ -144,11 +158,12 @@ impl Work for Worker {
                 }
             }
             TransferEvent::LinkUp(link) => {
-                for (id, entry) in entries.iter().filter(|(_, entry)| entry.is_open()) {
+                let runs = |entry: &Entry| entry.is_open() && !entry.record.rollout.is_stopped();
+                for (id, entry) in entries.iter().filter(|(_, entry)| runs(entry)) {
                     match entry.record.phase {
                         TransferPhase::Running => drop(group.seed.insert(*id, Some(link))),
                         TransferPhase::Fetching => drop(group.offer.insert(*id)),
-                        TransferPhase::Offering | TransferPhase::Ended => {}
+                        _ => {}
                     }
                 }
             }
@@ -162,12 +177,17 @@ impl Work for Worker {
     async fn order(&mut self, order: Order, group: &mut Group) {
         match order {
             Order::Start(id) => {
-                let entries = self.transfers.lock();
-                let Some(entry) = entries.get(&id) else { return };
-                begin(&id, entry, group);
+                if let Some(entry) = self.transfers.lock().get(&id) {
+                    begin(&id, entry, group);
+                }
+                self.look_at_queue(group).await;
             }
-            Order::Cancel(id, answer) => {
-                let outcome = self.begin_cancel(id, group).await;
+            Order::Wish(id, wish, answer) => {
+                let outcome = match wish {
+                    Wish::Cancel => self.begin_cancel(id, group).await,
+                    Wish::Pause => self.pause(id, group).await,
+                    Wish::Resume => self.resume(id, group).await,
+                };
                 // Who asked may be gone; the wish stands.
                 let _ = answer.send(outcome);
             }
@@ -177,8 +197,11 @@ impl Work for Worker {
     async fn tick(&mut self, group: &mut Group) {
         self.ticks = self.ticks.wrapping_add(1);
         self.look_at_deadlines(group);
+        self.look_at_batches(group).await;
+        self.look_at_queue(group).await;
         self.take_up_meshes();
         if self.ticks.is_multiple_of(TICKS_PER_SWEEP) {
+            self.look_at_held(group).await;
             self.sweep().await;
         }
     }
@@ -222,7 +245,10 @@ impl Work for Worker {
             self.store_ends(&mut group).await;
         }
         for (id, agents) in std::mem::take(&mut group.cancel) {
-            self.send_cancel(id, agents).await;
+            self.send_cancel(id, agents, false).await;
+        }
+        for (id, agents) in std::mem::take(&mut group.pause) {
+            self.send_cancel(id, agents, true).await;
         }
         for id in group.unseed {
             self.fleet.tell_data(To::Unseed(UnseedFile { transfer_id: id.to_bytes() })).await;
@@ -246,15 +272,21 @@ impl Worker {
             return Ok(());
         }
         record.cancel_ms = Some(now_ms);
+        if record.rollout.is_stopped() || record.rollout.halted.is_some() {
+            // Its deadline stood still.
+            record.expire_ms = record.expire_ms.max(now_ms + record.deliver_within_ms);
+        }
         self.store_record(&id, &record).await?;
         let mut entries = self.transfers.lock();
         let Some(entry) = entries.get_mut(&id) else { return Ok(()) };
+        let started = entry.started();
         let mut reach: Vec<AgentId> = Vec::new();
         for (place, host) in entry.hosts.iter_mut().enumerate() {
             match host.state() {
                 state if state.is_final() => {}
                 Host::Pending => {
-                    let end = host.ended_by_server(Host::Cancelled, now_ms, "never sent");
+                    let why = if place < started { "never sent" } else { "never started" };
+                    let end = host.ended_by_server(Host::Cancelled, now_ms, why);
                     group.ends.add(id, place, end);
                 }
                 _ => {
@@ -293,6 +325,10 @@ impl Worker {
             if now_ms - entry.speed.at_ms >= SPEED_MS {
                 entry.speed = speed(entry, now_ms);
             }
+            if entry.record.cancel_ms.is_none() && entry.record.rollout.is_stopped() {
+                self.look_at_pause(*id, entry, now_ms, group);
+                continue;
+            }
             self.look_at_hosts(*id, entry, now_ms, group);
             if entry.record.phase == TransferPhase::Running {
                 self.look_at_delivery(*id, entry, now_ms, group);
@@ -307,7 +343,9 @@ impl Worker {
         let record = &entry.record;
         let deliver_by_ms = record.deliver_by_ms();
         let mut expired = Vec::new();
-        for (place, host) in entry.hosts.iter().enumerate() {
+        let cancelled = record.cancel_ms.is_some();
+        let started = if cancelled { entry.hosts.len() } else { entry.started() };
+        for (place, host) in entry.hosts[..started].iter().enumerate() {
             let (state, why) = match host.state() {
                 state if state.is_final() => continue,
                 Host::Pending if record.cancel_ms.is_some() => (Host::Cancelled, "never delivered"),
@@ -341,7 +379,8 @@ impl Worker {
             true => !host.state().is_final() && host.state() > Host::Pending,
             false => host.state() <= Host::Sent && in_time,
         };
-        let due = entry.hosts.iter().filter(waits).filter(|host| {
+        let told = if cancelled { entry.hosts.len() } else { entry.started() };
+        let due = entry.hosts[..told].iter().filter(waits).filter(|host| {
             host.delivery.is_due(now_ms) && self.fleet.link_of(&host.agent).is_some()
         });
         let due: Vec<AgentId> = due.map(|host| host.agent.clone()).collect();
@@ -355,11 +394,12 @@ impl Worker {
     fn take_up_meshes(&mut self) {
         let entries = self.transfers.lock();
         for (id, entry) in entries.iter().filter(|(_, entry)| entry.is_open()) {
-            let runs =
-                entry.record.phase == TransferPhase::Running && entry.record.gear.is_meshed();
-            if runs && !self.meshes.has(id) {
+            let record = &entry.record;
+            let runs = record.phase == TransferPhase::Running && !record.rollout.is_stopped();
+            if runs && record.gear.is_meshed() && !self.meshes.has(id) {
                 let agents = entry.hosts.iter().map(|host| host.agent.clone()).collect();
-                self.meshes.begin(*id, &entry.record, agents, &self.transfers.registry);
+                self.meshes.begin(*id, record, agents, &self.transfers.registry);
+                self.meshes.start(id, entry.started(), record.expire_ms);
             }
         }
     }
@@ -447,7 +487,12 @@ impl Worker {
                 entry.record = record;
                 group.unseed.insert(id);
                 // Whoever is done serves others until it hears that nobody needs it.
-                let took_part = self.meshes.end(&id);
+                let mut took_part = self.meshes.end(&id);
+                if took_part.is_empty() && entry.record.gear.is_meshed() {
+                    // A pause had ended the mesh.
+                    let done = entry.hosts.iter().filter(|host| host.state() == Host::Done);
+                    took_part.extend(done.map(|host| host.agent.clone()));
+                }
                 if !took_part.is_empty() {
                     group.cancel.entry(id).or_default().extend(took_part);
                 }
@@ -461,9 +506,13 @@ impl Worker {
         let (record, agent_ids) = {
             let entries = self.transfers.lock();
             let Some(entry) = entries.get(&id) else { return };
-            let open = entry.hosts.iter().filter(|host| !host.state().is_final());
+            let started = &entry.hosts[..entry.started()];
+            let open = started.iter().filter(|host| !host.state().is_final());
             (entry.record.clone(), open.map(|host| host.agent.to_string()).collect())
         };
+        if record.rollout.is_stopped() {
+            return;
+        }
         let Some(file) = running_file(&record) else { return };
         let seed = SeedFile {
             transfer_id: id.to_bytes(),
@@ -471,6 +520,7 @@ impl Worker {
             file: record.file_info(),
             agent_ids,
             not_after_ms: record.expire_ms,
+            rate_limit_bytes_per_s: record.rollout.source_limit_bytes_per_s,
         };
         match link {
             Some(link) => drop(self.fleet.tell_link(link, To::Seed(seed)).await),
@@ -480,7 +530,7 @@ impl Worker {
 
     async fn send_join(&mut self, id: TransferId, agents: Vec<AgentId>) {
         let Some(record) = self.record(&id) else { return };
-        if record.cancel_ms.is_none() {
+        if record.cancel_ms.is_none() && !record.rollout.is_stopped() {
             let until_ms = record.deliver_by_ms();
             let kind = command_body::Kind::JoinTransfer(record.order(&id));
             self.send(id, kind, until_ms, &agents).await;
@@ -518,9 +568,10 @@ impl Worker {
         }
     }
 
-    async fn send_cancel(&mut self, id: TransferId, agents: Vec<AgentId>) {
+    /// Ends a transfer on agents; with `keep` it is a pause.
+    async fn send_cancel(&mut self, id: TransferId, agents: Vec<AgentId>, keep: bool) {
         let now_ms = clock::now_ms();
-        let order = CancelTransfer { transfer_id: id.to_bytes() };
+        let order = CancelTransfer { transfer_id: id.to_bytes(), keep };
         let note = |_, online: &[AgentId]| {
             let mut entries = self.transfers.lock();
             let Some(entry) = entries.get_mut(&id) else { return };
@@ -585,9 +636,13 @@ impl Worker {
 
 /// What a new transfer, or one whose file has arrived, needs first.
 fn begin(id: &TransferId, entry: &Entry, group: &mut Group) {
+    if entry.record.rollout.is_stopped() || entry.record.cancel_ms.is_some() {
+        return;
+    }
     if entry.record.phase == TransferPhase::Running {
         group.seed.insert(*id, None);
-        let all = entry.hosts.iter().filter(|host| !host.state().is_final());
+        let started = &entry.hosts[..entry.started()];
+        let all = started.iter().filter(|host| host.state() <= Host::Sent);
         group.join.insert(*id, all.map(|host| host.agent.clone()).collect());
     } else {
         group.offer.insert(*id);

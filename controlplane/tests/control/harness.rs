@@ -28,7 +28,7 @@ use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 
 /// Longest wait for what must come.
-const WAIT: Duration = Duration::from_secs(15);
+pub const WAIT: Duration = Duration::from_secs(15);
 
 /// Waits until a condition holds.
 pub async fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
@@ -185,9 +185,14 @@ impl TestServer {
     }
 
     pub async fn start_in(dir: &Path) -> Self {
+        Self::start_with(config(dir)).await
+    }
+
+    pub async fn start_with(config: ControlConfig) -> Self {
+        let dir = config.data_dir.clone();
         let mut attempts = 0;
         let control = loop {
-            match Control::start(config(dir)).await {
+            match Control::start(config.clone()).await {
                 Ok(control) => break control,
                 // The one before still drops its last tasks.
                 Err(error) if attempts < 200 && error.to_string().contains("already open") => {
@@ -197,8 +202,8 @@ impl TestServer {
                 Err(error) => panic!("{error:#}"),
             }
         };
-        let api = Api::new(&control.api().to_string(), dir);
-        Self { dir: dir.to_owned(), control, api, _folder: None }
+        let api = Api::new(&control.api().to_string(), &dir);
+        Self { dir, control, api, _folder: None }
     }
 
     pub async fn data(&self) -> FakeData {
@@ -446,6 +451,12 @@ pub fn request(token: &JoinToken, key: &KeyPair, hostname: &str) -> EnrolRequest
 /// A server with a data process and online agents that record commands and say nothing.
 pub async fn fleet_of(names: &[&str]) -> (TestServer, FakeData, Vec<TestAgent>) {
     let server = TestServer::start().await;
+    let (data, agents) = fleet_on(&server, names).await;
+    (server, data, agents)
+}
+
+/// See [`fleet_of`], on a server that runs.
+pub async fn fleet_on(server: &TestServer, names: &[&str]) -> (FakeData, Vec<TestAgent>) {
     let data = server.data().await;
     let token = server.api.join_token(0).await;
     let mut agents = Vec::new();
@@ -456,7 +467,7 @@ pub async fn fleet_of(names: &[&str]) -> (TestServer, FakeData, Vec<TestAgent>) 
     }
     data.snapshot_end();
     online(&server.api, names.len() as u64).await;
-    (server, data, agents)
+    (data, agents)
 }
 
 /// Waits until so many agents are online.

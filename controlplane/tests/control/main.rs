@@ -5,6 +5,7 @@ mod harness;
 mod hostile;
 mod operators;
 mod restart;
+mod rollout;
 mod running_tasks;
 mod strangers;
 mod transfers;

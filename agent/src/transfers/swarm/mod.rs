@@ -33,8 +33,8 @@ use self::content::Content;
 use self::leaves::LeafStore;
 use self::line::{Letter, Line, OUT_BYTES};
 use self::report::Reports;
-use super::fetch::FetchEnd;
-use super::{Shared, cancelled};
+use super::fetch::{self, FetchEnd};
+use super::{Shared, Stop, cancelled};
 use crate::clock;
 use crate::mesh::{Direction, Endpoint, PeerStream};
 
@@ -87,23 +87,23 @@ impl<'a> Run<'a> {
         mut endpoint: Endpoint,
         file: PartialFile,
         order: Order,
-        cancel: &mut watch::Receiver<bool>,
+        cancel: &mut watch::Receiver<Stop>,
     ) -> Result<Run<'a>, FetchEnd> {
         let Order { id, manifest, attributes, rate_limit_bytes_per_s } = order;
         let me = tokio::select! {
             me = number(&mut endpoint) => me?,
-            () = cancelled(cancel) => {
-                abandon(shared, &id, file).await;
-                return Err(FetchEnd::Cancelled);
+            end = cancelled(cancel) => {
+                fetch::give_up(shared, &id, file, &end).await;
+                return Err(end);
             }
         };
         let leaves = match LeafStore::create(&shared.settings.dir, &id, &manifest.geometry) {
             Ok(leaves) => leaves,
             Err(error) => {
-                abandon(shared, &id, file).await;
-                return Err(FetchEnd::Failed(format!(
-                    "no room for the hashes of the file: {error}"
-                )));
+                let why = format!("no room for the hashes of the file: {error}");
+                let end = FetchEnd::Failed(why);
+                fetch::give_up(shared, &id, file, &end).await;
+                return Err(end);
             }
         };
         let agent = shared.settings.dialer.identity().get().agent_id.clone();
@@ -139,14 +139,14 @@ impl<'a> Run<'a> {
         };
         let fetched = tokio::select! {
             fetched = run.until_fetched() => fetched,
-            () = cancelled(cancel) => Err(FetchEnd::Cancelled),
+            end = cancelled(cancel) => Err(end),
         };
         match fetched {
             Ok(()) => run.finish(attributes).await.map(|()| run),
             Err(end) => {
                 run.lines.clear();
                 if let Content::Partial(file) = run.content {
-                    abandon(shared, &id, *file).await;
+                    fetch::give_up(shared, &id, *file, &end).await;
                 }
                 Err(end)
             }
@@ -173,7 +173,7 @@ impl<'a> Run<'a> {
     }
 
     /// Serves until the transfer is over.
-    pub async fn serve(mut self, mut cancel: watch::Receiver<bool>) {
+    pub async fn serve(mut self, mut cancel: watch::Receiver<Stop>) {
         let serving = async {
             loop {
                 if self.lists.borrow().is_none() || self.step().await.is_err() {
@@ -183,7 +183,7 @@ impl<'a> Run<'a> {
         };
         tokio::select! {
             () = serving => {}
-            () = cancelled(&mut cancel) => {}
+            _ = cancelled(&mut cancel) => {}
         }
     }
 
@@ -405,11 +405,5 @@ async fn number(endpoint: &mut Endpoint) -> Result<Member, FetchEnd> {
             "the list of the transfer's members did not come within {} s",
             LIST_MS / 1000
         ))),
-    }
-}
-
-async fn abandon(shared: &Shared, id: &TransferId, file: PartialFile) {
-    if let Ok(Err(error)) = shared.on_disk(move || file.abandon()).await {
-        tracing::warn!(transfer = %id, %error, "partial file is left");
     }
 }

@@ -21,9 +21,9 @@
 //! | POST, GET `/routes`; DELETE `/routes/{name}` | [`RouteRequest`] | [`Route`], [`RouteList`], [`Empty`] |
 //! | PUT `/uploads?name&mode&mtime_ms` with the file as body | [`UploadQuery`] | [`Upload`] |
 //! | GET `/uploads`; DELETE `/uploads/{id}` | – | [`UploadList`], [`Empty`] |
-//! | POST, GET `/transfers` | [`TransferRequest`] | [`Transfer`], [`TransferList`] |
+//! | POST `/transfers`; GET `/transfers?state&newer_than_ms&limit` | [`TransferRequest`], [`TransfersQuery`] | [`Transfer`], [`TransferList`] |
 //! | GET `/transfers/{id}?state&after&limit` | [`HostsQuery`] | [`TransferDetail`] |
-//! | POST `/transfers/{id}/cancel` | – | [`Transfer`] |
+//! | POST `/transfers/{id}/cancel`, `/pause`, `/resume` | – | [`Transfer`] |
 //! | POST, GET `/tasks` | [`TaskRequest`] | [`Task`], [`TaskList`] |
 //! | GET `/tasks/{id}?state&after&limit` | [`HostsQuery`] | [`TaskDetail`] |
 //! | GET `/tasks/{id}/output?agent_id&offset&limit` | [`OutputQuery`] | raw bytes, see [`OutputQuery`] |
@@ -33,6 +33,7 @@
 
 mod agents;
 mod lanes;
+mod rollout;
 mod routing;
 mod status;
 mod tasks;
@@ -44,6 +45,7 @@ use serde::{Deserialize, Serialize};
 
 pub use agents::*;
 pub use lanes::*;
+pub use rollout::*;
 pub use routing::*;
 pub use status::*;
 pub use tasks::*;

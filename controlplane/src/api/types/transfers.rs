@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::{Rollout, RolloutRequest};
+
 /// Starts a push of one file.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -35,9 +37,13 @@ pub struct TransferRequest {
     /// A host that cannot be reached within this time ends as `undeliverable` (default 30,000).
     #[serde(default)]
     pub deliver_within_ms: Option<u64>,
-    /// A host without final report after this time ends as `expired` (default 6 hours).
+    /// A host without final report after this time ends as `expired` (default 6 hours). Counts
+    /// anew from each start: out of the queue, of a batch, after a pause.
     #[serde(default)]
     pub timeout_ms: Option<u64>,
+    /// Batches, priority and the limit of the source.
+    #[serde(default)]
+    pub rollout: RolloutRequest,
 }
 
 /// Where a file comes from.
@@ -62,12 +68,18 @@ pub enum TransferSource {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TransferPhase {
+    /// Others come first; `rollout.reason` says how many.
+    Queued,
     /// The source agent hashes the file.
     Offering,
     /// The server takes the file from the source agent.
     Fetching,
     /// The file flows to the targets.
     Running,
+    /// An operator has paused it; `resume` goes on with every verified block.
+    Paused,
+    /// Too many hosts failed; no further batch starts before `resume`.
+    Halted,
     /// Every target has a final state.
     Ended,
 }
@@ -76,6 +88,8 @@ pub enum TransferPhase {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TransferHostState {
+    /// Its batch was not started.
+    NotStarted,
     /// Not yet told.
     Pending,
     /// Told, not yet answered.
@@ -84,6 +98,8 @@ pub enum TransferHostState {
     Waiting,
     /// Blocks flow.
     Running,
+    /// Stopped by an operator's pause; verified blocks are kept.
+    Paused,
     /// Final: verified, flushed and renamed into place.
     Done,
     /// Final: `error` says why.
@@ -153,6 +169,9 @@ pub struct Transfer {
     pub resumed_bytes: u64,
     /// Bytes per second over all hosts: since the last report while it runs, overall at the end.
     pub bytes_per_s: u64,
+    /// Batches, priority, and why it waits.
+    #[serde(default)]
+    pub rollout: Rollout,
 }
 
 /// One transfer with a page of its hosts.
@@ -189,6 +208,9 @@ pub struct TransferHost {
     pub started_ms: i64,
     /// By the agent's report; 0 before.
     pub ended_ms: i64,
+    /// Its batch, from 1; 0: there are none.
+    #[serde(default)]
+    pub batch: u64,
 }
 
 /// Transfers, newest first (at most the server's history).

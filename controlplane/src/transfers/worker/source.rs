@@ -38,7 +38,8 @@ impl Worker {
         if online && now_ms - entry.asked_ms > ASK_AGAIN_MS {
             group.offer.insert(id);
         }
-        let last_ms = entry.asked_ms.max(entry.record.created_ms);
+        let last_ms =
+            entry.asked_ms.max(entry.record.created_ms).max(entry.record.rollout.begun_ms);
         if !online && now_ms - last_ms > SOURCE_AWAY_MS {
             let error = format!("source agent {source} has been away for too long");
             group.offers.push((id, FileOffer { error, ..FileOffer::default() }));
@@ -53,7 +54,10 @@ impl Worker {
         group: &mut Group,
     ) -> Result<(), TransferError> {
         let Some(mut record) = self.record(&id) else { return Ok(()) };
-        if record.phase == TransferPhase::Running || record.cancel_ms.is_some() {
+        if record.phase == TransferPhase::Running
+            || record.cancel_ms.is_some()
+            || record.rollout.is_stopped()
+        {
             return Ok(());
         }
         if !offer.error.is_empty() {
@@ -101,6 +105,10 @@ impl Worker {
         if record.phase != TransferPhase::Fetching || record.cancel_ms.is_some() {
             return Ok(());
         }
+        if !result.error.is_empty() && record.rollout.is_stopped() {
+            // The pause ended it.
+            return Ok(());
+        }
         if !result.error.is_empty() {
             return Err(TransferError::Invalid(format!(
                 "fetching from the source: {}",
@@ -132,7 +140,10 @@ impl Worker {
         else {
             return;
         };
-        if record.phase == TransferPhase::Running || record.cancel_ms.is_some() {
+        if record.phase == TransferPhase::Running
+            || record.cancel_ms.is_some()
+            || record.rollout.is_stopped()
+        {
             return;
         }
         if let Some(entry) = self.transfers.lock().get_mut(&id) {
@@ -144,6 +155,9 @@ impl Worker {
 
     pub(super) async fn order_fetch(&mut self, id: TransferId) {
         let Some(record) = self.record(&id) else { return };
+        if record.rollout.is_stopped() {
+            return;
+        }
         let Some(source) = record.source_id() else { return };
         let Some(link) = self.fleet.link_of(&source) else { return };
         if let Some(entry) = self.transfers.lock().get_mut(&id) {
