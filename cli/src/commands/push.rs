@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use clap::{Args, ValueHint};
 use skein_controlplane::api::types::{
-    AgentList, Transfer, TransferDetail, TransferHost, TransferPhase, TransferRequest,
-    TransferSource,
+    AgentList, Priority, RolloutRequest, Transfer, TransferDetail, TransferHost, TransferPhase,
+    TransferRequest, TransferSource,
 };
 
 use super::{Context, Outcome};
@@ -26,9 +26,22 @@ const POLL_INTERVAL: Duration = Duration::from_millis(200);
 const USAGE: &str = "skein push [OPTIONS] <FILE> --to <SELECTOR:DIR>
        skein push [OPTIONS] --from <AGENT:PATH> --to <SELECTOR:DIR>";
 
+/// Below the flags.
+const EXAMPLES: &str = "\
+Examples:
+  skein push app.tar --to role=web:/opt/app --mkdir
+  skein push app.tar --to role=web:/opt/app --batch 1,10%,100%
+      one host, then a tenth, then all; halts when a host fails
+  skein push app.tar --to role=web:/opt/app --batch 5%,100% --max-errors 2%
+  skein push nightly.tar --to all:/var/cache --priority low --limit 5M --limit-total 50M
+  skein push --from build1:/srv/app.tar --to role=web:/opt/app
+
+A transfer that halts or is paused goes on with `skein transfer resume ID` and ends with
+`skein transfer cancel ID`.";
+
 /// Flags of `push`.
 #[derive(Args, Debug)]
-#[command(override_usage = USAGE)]
+#[command(override_usage = USAGE, after_help = EXAMPLES)]
 pub struct PushArgs {
     /// A file of this machine
     #[arg(
@@ -58,6 +71,19 @@ pub struct PushArgs {
     /// Bytes per second to each host, as in 20M
     #[arg(long, value_parser = parse_bytes, value_name = "RATE")]
     limit: Option<u64>,
+    /// Bytes per second that the server sends to all hosts together, as in 100M
+    #[arg(long, value_parser = parse_bytes, value_name = "RATE")]
+    limit_total: Option<u64>,
+    /// Hosts started with each batch, in all: 1,10%,100%; a batch follows when the one before ended
+    #[arg(long, value_name = "N|P%,...")]
+    batch: Option<String>,
+    /// Hosts that may fail before no further batch starts: a number, or a share of those started
+    /// [default: 0]
+    #[arg(long, value_name = "N|P%", requires = "batch")]
+    max_errors: Option<String>,
+    /// Whose turn it is where transfers wait: low, normal or high
+    #[arg(long, value_parser = parse_priority, default_value = "normal")]
+    priority: Priority,
     /// How the file travels; auto lets the server plan by size, hosts and places
     #[arg(long, value_parser = ["auto", "direct", "planned", "mesh"], default_value = "auto")]
     gear: String,
@@ -98,6 +124,12 @@ pub fn run(args: &PushArgs, context: &Context) -> Outcome {
         gear: Some(args.gear.clone()),
         deliver_within_ms: Some(args.deliver_within),
         timeout_ms: Some(args.timeout),
+        rollout: RolloutRequest {
+            batches: args.batch.clone(),
+            max_errors: args.max_errors.clone(),
+            priority: args.priority,
+            source_limit_bytes_per_s: args.limit_total,
+        },
     };
     let transfer: Transfer = context.client.post("/transfers", &request)?;
     if args.detach {
@@ -110,6 +142,15 @@ pub fn run(args: &PushArgs, context: &Context) -> Outcome {
     }
     let detail = follow(context, &transfer.transfer_id)?;
     report(context, &detail)
+}
+
+fn parse_priority(text: &str) -> Result<Priority, String> {
+    match text {
+        "low" => Ok(Priority::Low),
+        "normal" => Ok(Priority::Normal),
+        "high" => Ok(Priority::High),
+        _ => Err("give low, normal or high".into()),
+    }
 }
 
 /// `SELECTOR:/folder` in its two parts; selectors may hold colons, so the last `:/` divides.
@@ -167,7 +208,7 @@ fn upload(path: &Path, context: &Context) -> Result<TransferSource, CliError> {
     }
 }
 
-/// Waits for the end of a transfer, with progress.
+/// Waits for the end of a transfer, or until it halts, with progress.
 pub fn follow(context: &Context, id: &str) -> Result<TransferDetail, CliError> {
     let path = format!("/transfers/{id}");
     let mut progress = Progress::new("push", 0, true, context.json);
@@ -178,6 +219,7 @@ pub fn follow(context: &Context, id: &str) -> Result<TransferDetail, CliError> {
         let note = match transfer.phase {
             TransferPhase::Offering => "the source hashes the file".to_owned(),
             TransferPhase::Fetching => "the server takes the file from its source".to_owned(),
+            TransferPhase::Queued | TransferPhase::Paused => transfer.rollout.reason.clone(),
             _ => {
                 let hosts = show::plural(transfer.hosts_total, "host");
                 let rate = match transfer.bytes_per_s {
@@ -185,11 +227,20 @@ pub fn follow(context: &Context, id: &str) -> Result<TransferDetail, CliError> {
                     0 => String::new(),
                     rate => format!(", {}/s", quantity::bytes(rate)),
                 };
-                format!("{} of {hosts} verified{rate}", transfer.hosts_done)
+                let batch = match transfer.rollout.batches.len() {
+                    0 => String::new(),
+                    all => format!(", batch {} of {all}", transfer.rollout.batches_started),
+                };
+                format!("{} of {hosts} verified{rate}{batch}", transfer.hosts_done)
             }
         };
         progress.set(transfer.verified_bytes, transfer.size_bytes * transfer.hosts_total, &note);
-        if transfer.phase == TransferPhase::Ended {
+        // Nothing more happens to a halted one before an operator decides.
+        let moves =
+            |host: &&String| matches!(host.as_str(), "pending" | "sent" | "waiting" | "running");
+        let is_idle = !transfer.hosts_by_state.keys().any(|state| moves(&state));
+        let halted = transfer.phase == TransferPhase::Halted && is_idle;
+        if transfer.phase == TransferPhase::Ended || halted {
             progress.clear();
             return context.client.transfer(id);
         }
@@ -219,6 +270,13 @@ pub fn report(context: &Context, detail: &TransferDetail) -> Outcome {
     }
     if !done && !detail.hosts.is_empty() {
         table.print("")?;
+    }
+    if transfer.phase == TransferPhase::Halted {
+        eprintln!("{}", show::printable(transfer.rollout.reason.clone()));
+        eprintln!(
+            "go on in spite of it: skein transfer resume {0}; end it: skein transfer cancel {0}",
+            transfer.transfer_id
+        );
     }
     let absent = |host: &TransferHost| host.error.contains("No such file or directory");
     if !done && detail.hosts.iter().any(absent) {

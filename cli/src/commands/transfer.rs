@@ -1,4 +1,4 @@
-//! `skein transfer ls|show|cancel`: pushes that run or ran.
+//! `skein transfer ls|show|pause|resume|cancel`: pushes that run or ran.
 
 use clap::{Args, Subcommand};
 use skein_controlplane::api::types::{Transfer, TransferDetail, TransferList};
@@ -6,7 +6,7 @@ use skein_controlplane::api::types::{Transfer, TransferDetail, TransferList};
 use super::{Context, Outcome, push, segment};
 use crate::client::word;
 use crate::error::{CliError, EXIT_OK};
-use crate::quantity;
+use crate::quantity::{self, parse_duration_ms};
 use crate::show::{self, Table};
 
 /// Flags of `transfer`.
@@ -19,7 +19,18 @@ pub struct TransferArgs {
 #[derive(Debug, Subcommand)]
 enum TransferCommand {
     /// List them, newest first
-    Ls,
+    Ls {
+        /// Only those in this phase: open (all but ended), queued, offering, fetching, running,
+        /// paused, halted, ended
+        #[arg(long)]
+        state: Option<String>,
+        /// Only those that began at most this long ago, as in 2h
+        #[arg(long, value_parser = parse_duration_ms, value_name = "TIME")]
+        since: Option<u64>,
+        /// At most this many
+        #[arg(long)]
+        limit: Option<usize>,
+    },
     /// Show one with its hosts
     Show {
         /// Its id
@@ -28,7 +39,17 @@ enum TransferCommand {
         #[arg(long)]
         follow: bool,
     },
-    /// Stop one; hosts that are done keep the file
+    /// Stop one for now; what is verified stays
+    Pause {
+        /// Its id
+        id: String,
+    },
+    /// Go on with one that is paused, or that halted because hosts failed
+    Resume {
+        /// Its id
+        id: String,
+    },
+    /// Stop one for good; hosts that are done keep the file
     Cancel {
         /// Its id
         id: String,
@@ -38,7 +59,13 @@ enum TransferCommand {
 /// Carries out the subcommand.
 pub fn run(args: &TransferArgs, context: &Context) -> Outcome {
     match &args.command {
-        TransferCommand::Ls => list(context)?,
+        TransferCommand::Ls { state, since, limit } => {
+            let mut query = Vec::new();
+            query.extend(state.clone().map(|state| ("state", state)));
+            query.extend(since.map(|age_ms| ("newer_than_ms", age_ms.to_string())));
+            query.extend(limit.map(|limit| ("limit", limit.to_string())));
+            list(context, &query)?;
+        }
         TransferCommand::Show { id, follow: true } => {
             let detail = push::follow(context, segment(id)?)?;
             return push::report(context, &detail);
@@ -46,17 +73,21 @@ pub fn run(args: &TransferArgs, context: &Context) -> Outcome {
         TransferCommand::Show { id, follow: false } => {
             show_one(context, &context.client.transfer(segment(id)?)?)?;
         }
-        TransferCommand::Cancel { id } => {
-            let path = format!("/transfers/{}/cancel", segment(id)?);
-            let transfer: Transfer = context.client.post(&path, &serde_json::json!({}))?;
-            if context.json {
-                show::json(&transfer)?;
-            } else {
-                show::line(&format!("{}: {}", transfer.transfer_id, states(&transfer)))?;
-            }
-        }
+        TransferCommand::Pause { id } => wish(context, id, "pause")?,
+        TransferCommand::Resume { id } => wish(context, id, "resume")?,
+        TransferCommand::Cancel { id } => wish(context, id, "cancel")?,
     }
     Ok(EXIT_OK)
+}
+
+fn wish(context: &Context, id: &str, wish: &str) -> Result<(), CliError> {
+    let path = format!("/transfers/{}/{wish}", segment(id)?);
+    let transfer: Transfer = context.client.post(&path, &serde_json::json!({}))?;
+    if context.json {
+        return show::json(&transfer);
+    }
+    let (id, phase) = (&transfer.transfer_id, word(&transfer.phase));
+    show::line(&format!("{id}: {phase}: {}", states(&transfer)))
 }
 
 fn states(transfer: &Transfer) -> String {
@@ -64,14 +95,15 @@ fn states(transfer: &Transfer) -> String {
     states.map(|(state, count)| format!("{count} {state}")).collect::<Vec<_>>().join(", ")
 }
 
-fn list(context: &Context) -> Result<(), CliError> {
-    let list: TransferList = context.client.get("/transfers", &[])?;
+fn list(context: &Context, query: &[(&str, String)]) -> Result<(), CliError> {
+    let list: TransferList = context.client.get("/transfers", query)?;
     if context.json {
         return show::json(&list.transfers);
     }
     let now_ms = quantity::now_ms();
-    let mut table =
-        Table::new(&["TRANSFER", "BEGAN", "FILE", "SIZE", "TO", "FOLDER", "GEAR", "HOSTS"]);
+    let mut table = Table::new(&[
+        "TRANSFER", "BEGAN", "FILE", "SIZE", "TO", "FOLDER", "GEAR", "PHASE", "HOSTS",
+    ]);
     for transfer in list.transfers {
         let hosts = states(&transfer);
         table.row([
@@ -82,6 +114,7 @@ fn list(context: &Context) -> Result<(), CliError> {
             transfer.targets,
             transfer.directory,
             transfer.gear,
+            word(&transfer.phase),
             hosts,
         ]);
     }
@@ -103,6 +136,20 @@ fn show_one(context: &Context, detail: &TransferDetail) -> Result<(), CliError> 
         transfer.gear,
         transfer.root
     ))?;
+    let rollout = &transfer.rollout;
+    if !rollout.reason.is_empty() {
+        show::line(&show::printable(rollout.reason.clone()))?;
+    }
+    if !rollout.batches.is_empty() {
+        let batches: Vec<_> = rollout.batches.iter().map(u64::to_string).collect();
+        show::line(&format!(
+            "batch {} of {}: {} hosts in all, at most {} may fail",
+            rollout.batches_started,
+            batches.len(),
+            batches.join(", "),
+            rollout.max_errors
+        ))?;
+    }
     if !transfer.why.is_empty() {
         show::line(&transfer.why)?;
     }

@@ -105,6 +105,8 @@ pub struct ControlSection {
     pub cache_bytes_max: u64,
     /// How long an uploaded file stays when nothing uses it.
     pub cache_expiry_seconds: u64,
+    /// Transfers that run at one time; further ones are queued.
+    pub transfers_running_max: usize,
     /// The API speaks TLS; required off 127.0.0.1.
     pub api_tls: bool,
     /// Names and addresses of the API, besides those that are found out, in the certificate that
@@ -162,6 +164,7 @@ impl Default for ControlSection {
         Self {
             cache_bytes_max: 20 << 30,
             cache_expiry_seconds: 24 * 3600,
+            transfers_running_max: 64,
             api_tls: false,
             api_names: Vec::new(),
             api_certificate: None,

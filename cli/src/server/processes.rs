@@ -24,6 +24,7 @@ pub fn run_control(args: &ProcessArgs, connection: &ConnectionArgs) -> Outcome {
     control.sink_roots = config.control.sink_roots;
     control.cache_bytes_max = config.control.cache_bytes_max;
     control.cache_expiry = Duration::from_secs(config.control.cache_expiry_seconds);
+    control.transfers_running_max = config.control.transfers_running_max;
     control.heartbeat_interval = Duration::from_secs(config.control.heartbeat_seconds);
     control.heartbeat_misses = config.control.heartbeat_misses;
     control.public_host = config.control.public_host;

@@ -11,6 +11,7 @@ mod joining;
 mod metrics;
 mod network;
 mod pushing;
+mod rollouts;
 mod routing;
 mod running;
 mod selecting;
