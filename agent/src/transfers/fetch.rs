@@ -212,9 +212,9 @@ async fn turn<'a>(
 /// unless it is a pause.
 pub(super) async fn give_up(shared: &Shared, id: &TransferId, file: PartialFile, end: &FetchEnd) {
     let keep = matches!(end, FetchEnd::Paused);
-    let step = move || match keep {
-        true => Ok(drop(file)),
-        false => file.abandon(),
+    let step = move || {
+        // Dropped, it stays for a later run.
+        if keep { Ok(()) } else { file.abandon() }
     };
     if let Ok(Err(error)) = shared.on_disk(step).await {
         tracing::warn!(transfer = %id, %error, "partial file is left");

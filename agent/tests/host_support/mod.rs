@@ -387,7 +387,8 @@ impl Shared {
                 }))
             }
             agent_message::Kind::TransferUpdate(update)
-                if update.state >= TransferState::Done as i32 =>
+                if update.state >= TransferState::Done as i32
+                    && update.state() != TransferState::Paused =>
             {
                 Some(server_message::Kind::ReportAck(ReportAck {
                     transfer_id: update.transfer_id.clone(),
