@@ -43,7 +43,6 @@ fn hashed(dir: &Path, bytes: &[u8]) -> (PathBuf, HashedFile) {
 
 fn announce(control: &mut Control, path: &Path, manifest: &Manifest, agents: &[&str]) {
     control.send(to_data::Kind::Seed(fleet::SeedFile {
-        rate_limit_bytes_per_s: 0,
         transfer_id: TRANSFER.to_vec().into(),
         path: path.to_str().unwrap().to_owned(),
         file: Some(manifest.to_info()),

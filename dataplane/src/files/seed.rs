@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 
 use skein_filemesh::core::manifest::Manifest;
 use skein_filemesh::core::merkle::Hash;
@@ -11,8 +11,6 @@ use skein_filemesh::core::peer_wire::info_hash;
 use skein_filemesh::engine::{LeafFile, SeedFile, hash_file};
 use skein_wire::fleet::v1 as fleet;
 use skein_wire::ids::{AgentId, TransferId};
-
-use super::pace::Pace;
 
 /// What control announced.
 #[derive(Debug)]
@@ -27,8 +25,6 @@ pub struct SeedOffer {
     pub not_after_ms: i64,
     path: PathBuf,
     members: HashSet<AgentId>,
-    /// Of all members together.
-    pub(super) pace: Option<Arc<Pace>>,
     open: OnceLock<Result<OpenSeed, String>>,
 }
 
@@ -60,8 +56,6 @@ impl SeedOffer {
             not_after_ms: seed.not_after_ms,
             path: PathBuf::from(seed.path),
             members,
-            pace: (seed.rate_limit_bytes_per_s > 0)
-                .then(|| Arc::new(Pace::new(seed.rate_limit_bytes_per_s))),
             open: OnceLock::new(),
         })
     }
@@ -69,11 +63,6 @@ impl SeedOffer {
     /// Whether this agent may fetch the file now.
     pub fn admits(&self, agent: &AgentId, unix_ms: i64) -> bool {
         unix_ms <= self.not_after_ms && self.members.contains(agent)
-    }
-
-    /// The rate that all members share, if it is limited.
-    pub fn pace(&self) -> Option<&Pace> {
-        self.pace.as_deref()
     }
 
     /// The file once it is open, or why it cannot be; `None`: not yet.

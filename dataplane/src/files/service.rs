@@ -15,7 +15,6 @@ use crate::limits::TRANSFERS_MAX;
 use crate::shard::ShardMail;
 
 use super::fetch::FetchOrder;
-use super::pace::Pace;
 use super::pool::FilePool;
 use super::seed::SeedOffer;
 
@@ -74,26 +73,18 @@ impl FileService {
 
     /// Offers a file; one that is offered already gets the new members.
     pub fn seed(&self, seed: SeedFile) {
-        let mut offer = match SeedOffer::new(seed) {
-            Ok(offer) => offer,
+        let offer = match SeedOffer::new(seed) {
+            Ok(offer) => Arc::new(offer),
             Err(error) => return tracing::error!(%error, "control announced a bad seed"),
         };
-        let offer = {
+        {
             let mut transfers = self.lock();
-            // Members of before and of now share one rate.
-            let before = transfers.seeds.get(&offer.info_hash).and_then(|old| old.pace.clone());
-            let rate = offer.pace().map(Pace::bytes_per_s);
-            if let Some(before) = before.filter(|pace| Some(pace.bytes_per_s()) == rate) {
-                offer.pace = Some(before);
-            }
-            let offer = Arc::new(offer);
             if transfers.seeds.len() >= TRANSFERS_MAX {
                 return tracing::error!(transfer = %offer.transfer, "too many transfers; not served");
             }
             transfers.seeds.insert(offer.info_hash, offer.clone());
             transfers.report();
-            offer
-        };
+        }
         let service = self.clone();
         let submitted = self.pool().submit(move || {
             offer.open();

@@ -445,10 +445,7 @@ impl Conn {
             }
             State::Data(data) => soonest([frame(data.partial_since_ms()), record, None]),
             State::File(file) if file.is_in_handshake() => self.accepted_ms + FILE_IDLE_MS,
-            State::File(file) => [file.paced_until_ms(), record]
-                .into_iter()
-                .flatten()
-                .fold(self.heard_ms + FILE_IDLE_MS, u64::min),
+            State::File(_) => (self.heard_ms + FILE_IDLE_MS).min(record.unwrap_or(u64::MAX)),
             State::Ended => self.accepted_ms,
         }
     }
@@ -458,13 +455,6 @@ impl Conn {
         if let Some(ending) = &mut self.ending {
             ending.broken = true;
             return;
-        }
-        let paced = match &self.state {
-            State::File(file) => file.paced_until_ms(),
-            _ => None,
-        };
-        if paced.is_some_and(|until_ms| until_ms <= ctx.now_ms) {
-            return self.advance_file(ctx);
         }
         let lost = self.heard_ms + ctx.shared.liveness.lost_after_ms() <= ctx.now_ms;
         if lost && self.blocked().is_some() {

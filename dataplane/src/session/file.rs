@@ -14,7 +14,7 @@ use skein_filemesh::core::peer_wire::{HANDSHAKE_BYTES, Handshake, peer_id};
 use skein_filemesh::core::seeder::{Pull, Seeder};
 use skein_wire::ids::AgentId;
 
-use crate::files::{FetchDisk, FetchOrder, FileMail, OpenError, Role, SeedOffer, Share, WriteJob};
+use crate::files::{FetchDisk, FetchOrder, FileMail, OpenError, Role, SeedOffer, WriteJob};
 use crate::limits::{FILE_INPUT_BYTES_MAX, FILE_OUT_BYTES_CROWDED, FILE_OUT_BYTES_HIGH};
 use crate::shard::ShardMail;
 
@@ -44,9 +44,6 @@ struct SeedRun {
     seeder: Seeder,
     /// A disk job is under way; its answer goes out next.
     busy: bool,
-    /// Its part of the transfer's rate, and when it may send again, observed time.
-    share: Share,
-    paced_until_ms: Option<u64>,
 }
 
 struct FetchRun {
@@ -81,14 +78,6 @@ impl FileState {
     /// Whether the peer has not named a transfer that is open.
     pub fn is_in_handshake(&self) -> bool {
         matches!(self.phase, Phase::Handshake)
-    }
-
-    /// When the transfer's rate lets it send more, observed time.
-    pub fn paced_until_ms(&self) -> Option<u64> {
-        match &self.phase {
-            Phase::Seed(run) => run.paced_until_ms,
-            _ => None,
-        }
     }
 
     /// Takes plaintext; it is looked at in [`Self::advance`], once per turn.
@@ -138,13 +127,7 @@ impl FileState {
                     let seeder = Seeder::accept(tree, Have::All, ours, &theirs, ctx.now_ms)
                         .map_err(|_| CloseReason::Malformed)?;
                     let offer = offer.clone();
-                    self.phase = Phase::Seed(Box::new(SeedRun {
-                        offer,
-                        seeder,
-                        busy: false,
-                        share: Share::default(),
-                        paced_until_ms: None,
-                    }));
+                    self.phase = Phase::Seed(Box::new(SeedRun { offer, seeder, busy: false }));
                 }
             },
             Some(Role::Fetch(order)) => {
@@ -240,15 +223,7 @@ impl SeedRun {
         input.drain(..used);
         let high = if ctx.crowded { FILE_OUT_BYTES_CROWDED } else { FILE_OUT_BYTES_HIGH };
         // Below half, so that reads are large.
-        self.paced_until_ms = None;
         while !self.busy && waiting + plain.len() <= high / 2 {
-            if let Some(pace) = self.offer.pace().filter(|_| self.seeder.has_output()) {
-                let wait_ms = pace.wait_ms(&mut self.share);
-                if wait_ms > 0 {
-                    self.paced_until_ms = Some(ctx.now_ms + wait_ms);
-                    break;
-                }
-            }
             if plain.capacity() == 0 {
                 *plain = ctx.spare.pop().unwrap_or_default();
             }
@@ -258,7 +233,6 @@ impl SeedRun {
                 Some(Pull::Data { offset, len }) => {
                     let (offer, mut buffer) = (self.offer.clone(), std::mem::take(plain));
                     ctx.metrics.file_sent.increment(u64::from(len));
-                    self.share.sent(len);
                     submit(ctx, move || {
                         let read = match offer.opened() {
                             Some(Ok(open)) => open
