@@ -33,7 +33,7 @@ Examples:
   skein push app.tar --to role=web:/opt/app --batch 1,10%,100%
       one host, then a tenth, then all; halts when a host fails
   skein push app.tar --to role=web:/opt/app --batch 5%,100% --max-errors 2%
-  skein push nightly.tar --to all:/var/cache --priority low --limit 5M --limit-total 50M
+  skein push nightly.tar --to all:/var/cache --priority low --limit 5M
   skein push --from build1:/srv/app.tar --to role=web:/opt/app
 
 A transfer that halts or is paused goes on with `skein transfer resume ID` and ends with
@@ -71,9 +71,6 @@ pub struct PushArgs {
     /// Bytes per second to each host, as in 20M
     #[arg(long, value_parser = parse_bytes, value_name = "RATE")]
     limit: Option<u64>,
-    /// Bytes per second that the server sends to all hosts together, as in 100M
-    #[arg(long, value_parser = parse_bytes, value_name = "RATE")]
-    limit_total: Option<u64>,
     /// Hosts started with each batch, in all: 1,10%,100%; a batch follows when the one before ended
     #[arg(long, value_name = "N|P%,...")]
     batch: Option<String>,
@@ -128,7 +125,6 @@ pub fn run(args: &PushArgs, context: &Context) -> Outcome {
             batches: args.batch.clone(),
             max_errors: args.max_errors.clone(),
             priority: args.priority,
-            source_limit_bytes_per_s: args.limit_total,
         },
     };
     let transfer: Transfer = context.client.post("/transfers", &request)?;

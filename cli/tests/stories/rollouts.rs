@@ -1,7 +1,6 @@
-//! `skein push` under an operator's hand: batches that halt, a queue, a pause, a shared rate.
+//! `skein push` under an operator's hand: batches that halt, a queue, a pause.
 
 use std::path::Path;
-use std::time::Instant;
 
 use skein_cli::guard::{Signal, signal};
 use skein_cli::local::{AgentOptions, wait_for};
@@ -72,8 +71,7 @@ fn a_pause_survives_a_killed_control_process_and_keeps_what_is_verified() {
     let file = file_of(&world, "slow.bin", 8_000_000);
     let target = world.dir.path().join("to");
     let to = format!("{}:{}", agent.id(), target.display());
-    let arguments = ["push", &file, "--mkdir", "--limit-total", "2M", "--detach", "--to", &to];
-    let began = Instant::now();
+    let arguments = ["push", &file, "--mkdir", "--limit", "2M", "--detach", "--to", &to];
     let id = world.skein_ends(0, &arguments).trim().to_owned();
     let verified = |at: &serde_json::Value| at["transfer"]["verified_bytes"].as_u64().unwrap();
     waits_for(&world, &id, "bytes", |at| verified(at) >= 2_000_000);
@@ -100,8 +98,6 @@ fn a_pause_survives_a_killed_control_process_and_keeps_what_is_verified() {
     assert!(same(&file, &target.join("slow.bin")));
     let resumed = shows(&world, &id)["hosts"][0]["resumed_bytes"].as_u64().unwrap();
     assert!(resumed >= 2_000_000, "it began anew: {resumed}");
-    // 8 MB at 2 MB/s; what was in flight at the pause may come twice, never faster.
-    assert!(began.elapsed().as_millis() >= 3_500, "the server kept to no rate");
 }
 
 #[test]

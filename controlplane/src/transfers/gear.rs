@@ -80,13 +80,12 @@ pub fn places<'a>(
     agents.into_iter().map(&mut number).collect()
 }
 
-/// Chooses for a file that is in the cache. `limits` are those of each host and of the server, 0
-/// where there is none. `forced` wins where it is possible.
+/// Chooses for a file that is in the cache. `forced` wins where it is possible.
 pub fn choose(
     registry: &Registry,
     file: &Upload,
     agents: &[&AgentId],
-    limits: (u64, u64),
+    rate_limit_bytes_per_s: u64,
     forced: Option<Gear>,
 ) -> GearChoice {
     let Ok(geometry) = Geometry::new(file.size_bytes, file.piece_bytes) else {
@@ -97,7 +96,7 @@ pub fn choose(
     let source = Host { place: home, rates: Rates::default(), held_bytes: file.size_bytes };
     let target = |place| Host { place, rates: Rates::default(), held_bytes: 0 };
     let targets: Vec<Host> = places.into_iter().map(target).collect();
-    let [limit, source_limit] = [limits.0, limits.1].map(|rate| (rate > 0).then_some(rate));
+    let limit = (rate_limit_bytes_per_s > 0).then_some(rate_limit_bytes_per_s);
     let input = PlannerInput {
         geometry,
         is_hashed: true,
@@ -106,7 +105,7 @@ pub fn choose(
         sources: &[source],
         targets: &targets,
         borders: &[],
-        limits: Limits { sources_bytes_s: source_limit, up_bytes_s: limit, down_bytes_s: limit },
+        limits: Limits { sources_bytes_s: None, up_bytes_s: limit, down_bytes_s: limit },
         rtt_ms: None,
     };
     let decision = decide(&input, &PlannerSettings::default());

@@ -247,8 +247,7 @@ impl TransferRecord {
     pub fn choose_gear(&mut self, registry: &Registry, agents: &[&AgentId]) {
         let Some(file) = &self.file else { return };
         let forced = gear::wanted(self.gear_wanted.as_deref()).ok().flatten();
-        let limits = (self.rate_limit_bytes_per_s, self.rollout.source_limit_bytes_per_s);
-        self.gear = gear::choose(registry, file, agents, limits, forced);
+        self.gear = gear::choose(registry, file, agents, self.rate_limit_bytes_per_s, forced);
     }
 }
 

@@ -38,8 +38,6 @@ pub struct Rollout {
     pub started: usize,
     /// As it was asked; empty: failures halt nothing.
     pub max_errors: String,
-    /// What the server sends to all hosts together; 0: no limit.
-    pub source_limit_bytes_per_s: u64,
     /// It waits for a turn.
     pub queued: bool,
     /// An operator paused it then.
@@ -86,7 +84,6 @@ impl Rollout {
             priority: request.priority,
             batches_wanted: wanted,
             max_errors,
-            source_limit_bytes_per_s: request.source_limit_bytes_per_s.unwrap_or(0),
             timeout_ms,
             ..Self::default()
         })
@@ -166,7 +163,6 @@ impl Rollout {
             batches: self.batches.clone(),
             batches_started: if self.batches.is_empty() { 0 } else { self.started as u64 },
             max_errors: self.max_errors.clone(),
-            source_limit_bytes_per_s: self.source_limit_bytes_per_s,
             reason,
         }
     }

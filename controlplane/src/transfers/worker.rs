@@ -520,7 +520,6 @@ impl Worker {
             file: record.file_info(),
             agent_ids,
             not_after_ms: record.expire_ms,
-            rate_limit_bytes_per_s: record.rollout.source_limit_bytes_per_s,
         };
         match link {
             Some(link) => drop(self.fleet.tell_link(link, To::Seed(seed)).await),

@@ -50,7 +50,7 @@ fn runs(finish: Arc<AtomicBool>) -> impl FnMut(CommandBody) -> Vec<Agent> + Send
 }
 
 async fn push(api: &Api, rollout: RolloutRequest) -> Transfer {
-    let upload: Upload = api.put("/uploads?name=f", vec![7; 1_000]).await.unwrap();
+    let upload: Upload = api.put("/uploads?name=f", vec![7; 1_000]).await.expect("an upload");
     let request = TransferRequest {
         source: TransferSource::Upload { upload_id: upload.upload_id },
         targets: "all".into(),
@@ -65,7 +65,7 @@ async fn push(api: &Api, rollout: RolloutRequest) -> Transfer {
         timeout_ms: None,
         rollout,
     };
-    api.post("/transfers", &request).await.unwrap()
+    api.post("/transfers", &request).await.expect("a transfer")
 }
 
 fn batches(text: &str) -> RolloutRequest {
@@ -81,7 +81,7 @@ async fn wish(api: &Api, id: &str, wish: &str) -> Result<Transfer, (u16, String)
 }
 
 async fn detail(api: &Api, id: &str) -> TransferDetail {
-    api.get(&format!("/transfers/{id}")).await.unwrap()
+    api.get(&format!("/transfers/{id}")).await.expect("the transfer")
 }
 
 /// Waits for a transfer to be so.

@@ -33,8 +33,6 @@ pub struct RolloutRequest {
     pub max_errors: Option<String>,
     /// When it is its turn.
     pub priority: Priority,
-    /// Bytes per second that the server sends to all hosts together; absent or 0: no limit.
-    pub source_limit_bytes_per_s: Option<u64>,
 }
 
 /// How far a push has gone out.
@@ -48,8 +46,6 @@ pub struct Rollout {
     pub batches_started: u64,
     /// As it was asked; empty: failures halt nothing.
     pub max_errors: String,
-    /// Bytes per second that the server sends to all hosts together; 0: no limit.
-    pub source_limit_bytes_per_s: u64,
     /// Why it is queued, paused or halted; empty otherwise.
     pub reason: String,
 }

@@ -41,7 +41,7 @@ pub struct TransferRequest {
     /// anew from each start: out of the queue, of a batch, after a pause.
     #[serde(default)]
     pub timeout_ms: Option<u64>,
-    /// Batches, priority and the limit of the source.
+    /// Batches and priority.
     #[serde(default)]
     pub rollout: RolloutRequest,
 }
