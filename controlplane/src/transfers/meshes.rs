@@ -154,6 +154,8 @@ impl Meshes {
         let rate = last.filter(|(_, at_ms)| now_ms > *at_ms).map(|(bytes, at_ms)| {
             report.bytes_down.saturating_sub(bytes) * 1_000 / (now_ms - at_ms) as u64
         });
+        tracing::debug!(transfer = %id, member, rate, down = report.bytes_down, up = report.bytes_up,
+            late = ?report.late_parents, plan = report.plan_number, "a member reports");
         mesh.coordinator.progress(member, &gained, rate, now_ms as u64);
         for parent in &report.late_parents {
             mesh.coordinator.late(member, *parent, now_ms as u64);
@@ -170,6 +172,7 @@ impl Meshes {
                 match output {
                     Output::Plan { member, mut plan } => {
                         plan.number += mesh.base;
+                        tracing::debug!(transfer = %id, member, ?plan, "a member gets a plan");
                         mesh.plans.insert(member, plan);
                         changed.insert(member);
                     }
