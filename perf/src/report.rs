@@ -31,6 +31,13 @@ impl Spread {
     }
 }
 
+impl Spread {
+    /// Of these values, if there are any.
+    pub fn of_some(values: Vec<f64>) -> Option<Self> {
+        (!values.is_empty()).then(|| Self::of(values))
+    }
+}
+
 impl std::fmt::Display for Spread {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let digits = match self.median {
