@@ -10,6 +10,11 @@ use crate::report::Spread;
 const LAST_OVER_BOUND: [(&str, f64); 4] =
     [("16x20x32M", 1.08), ("16x20x128M", 1.04), ("48x8x16M", 1.14), ("8x100x16M", 1.25)];
 
+/// From so many runs on it counts that none failed.
+const MANY_RUNS: usize = 10;
+/// Files that travel in an order: what they take is a flush and little more.
+const TINY_BYTES: u64 = 32 << 10;
+
 /// Sentences about one contender: each with what is asked for and whether it holds.
 pub fn judge(results: &Results, measured: &Measured) -> Vec<String> {
     if !measured.name.starts_with("skein") || measured.outcomes.is_empty() {
@@ -51,9 +56,10 @@ fn at_least(what: &str, value: f64, bar: f64) -> String {
 }
 
 impl Judge<'_> {
+    /// Over complete runs.
     fn median(&self, pick: impl Fn(&Outcome) -> Option<f64>) -> Option<f64> {
-        let values: Vec<f64> = self.measured.outcomes.iter().filter_map(pick).collect();
-        (!values.is_empty()).then(|| Spread::of(values).median)
+        let whole = self.results.whole(self.measured);
+        Some(Spread::of_some(whole.iter().filter_map(|(run, _)| pick(run)).collect())?.median)
     }
 
     fn is_fast_enough_to_count(&self) -> bool {
@@ -63,7 +69,7 @@ impl Judge<'_> {
     fn complete(&self) -> Option<String> {
         let runs = self.measured.outcomes.len() + self.measured.failed.len();
         let complete = self.results.last_of_each(self.measured).len();
-        (runs >= 10).then(|| {
+        (runs >= MANY_RUNS || self.cell.fault == Fault::SourceDies).then(|| {
             let verdict = if complete == runs { "holds" } else { "missed" };
             format!("{complete} of {runs} runs complete: {verdict}")
         })
@@ -114,7 +120,13 @@ impl Judge<'_> {
             Fault::KillTenth => {
                 let again =
                     self.median(|outcome| Some(outcome.fetched_again(&special)? * 100.0))?;
-                Some(at_most("fetched again after kill -9, % of the file,", again, 1.0))
+                let kept = self.median(|outcome| {
+                    let kept = outcome.told.as_ref()?.resumed_bytes as f64;
+                    Some(kept / (self.cell.bytes * special.len() as u64) as f64 * 100.0)
+                });
+                let kept = kept.unwrap_or(0.0);
+                let again = at_most("fetched again after kill -9, % of the file,", again, 1.0);
+                Some(format!("{again}; {kept:.0} % of it was kept over the restart"))
             }
             _ => None,
         }
@@ -147,6 +159,9 @@ impl Judge<'_> {
 
     /// Short files: a few milliseconds, and what the disk takes.
     fn tiny(&self) -> Option<String> {
+        if self.cell.bytes > TINY_BYTES {
+            return None;
+        }
         let flushes = self.measured.outcomes.iter().flat_map(|outcome| outcome.flushes.clone());
         let flush = p99(flushes.collect())?;
         let last = Spread::of_some(self.results.last_of_each(self.measured))?;
@@ -223,7 +238,7 @@ mod tests {
         outcome.received_copies[4] = 1.10;
         let said = judged("kill-tenth", "skein:planned", outcome);
         let again = said.iter().find(|said| said.starts_with("fetched again")).unwrap();
-        assert!(again.contains(" 7.84,") && again.ends_with("missed"), "{again}");
+        assert!(again.contains(" 7.84, at most 1.00: missed; 0 %"), "{again}");
     }
 
     #[test]

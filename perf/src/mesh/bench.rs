@@ -66,7 +66,7 @@ impl Bench {
     fn fleet(&mut self, cell: &Cell) -> anyhow::Result<&mut Fleet> {
         if self.fleet.is_none() {
             let started = Instant::now();
-            self.fleet = Some(Fleet::start(&self.lab, &self.folder, cell)?);
+            self.fleet = Some(Fleet::start(&self.lab, &self.folder, &self.scratch, cell)?);
             eprintln!("server and agents in {:.1} s", started.elapsed().as_secs_f64());
         }
         self.fleet.as_mut().context("it was started")

@@ -19,7 +19,7 @@ const LOOK: Duration = Duration::from_millis(20);
 /// The same for short files.
 const LOOK_OFTEN: Duration = Duration::from_millis(1);
 /// A host that was killed is back after this time.
-const BACK: Duration = Duration::from_secs(1);
+pub const BACK: Duration = Duration::from_secs(1);
 /// Copies that have left a source when it dies.
 const COPIES_BEFORE_DEATH: f64 = 1.05;
 

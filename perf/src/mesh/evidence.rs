@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::drive::Job;
@@ -41,6 +42,7 @@ fn gather(folder: &Path, job: &Job, fleet: Option<&Fleet>) -> anyhow::Result<()>
             eprintln!("{}: {error}", log.display());
         }
     }
+    std::fs::write(folder.join("received.txt"), received(job))?;
     if let Some(fleet) = fleet {
         for (name, args) in [
             ("transfers.json", ["transfer", "ls", "--json"].as_slice()),
@@ -53,6 +55,35 @@ fn gather(folder: &Path, job: &Job, fleet: Option<&Fleet>) -> anyhow::Result<()>
         }
     }
     Ok(())
+}
+
+/// What lies at each receiver, finished or not.
+fn received(job: &Job) -> String {
+    let of_host = |host: usize| {
+        let entries = std::fs::read_dir(job.folder_of(host)).into_iter().flatten().flatten();
+        let shown = entries.filter_map(|entry| {
+            let meta = entry.metadata().ok()?;
+            let (name, kib) = (entry.file_name(), meta.blocks() / 2);
+            Some(format!(" {} {} bytes, {kib} KiB allocated;", name.display(), meta.len()))
+        });
+        format!("receiver {host}:{}\n", shown.collect::<String>())
+    };
+    (0..job.cell.receivers).map(of_host).collect()
+}
+
+/// Keeps logs of agents and a server that could not be started; where they are.
+pub fn keep_start(scratch: &Path, logs: &[PathBuf]) -> PathBuf {
+    let folder = scratch.join(format!("failed/start-{}", std::process::id()));
+    if let Err(error) = std::fs::create_dir_all(&folder) {
+        eprintln!("{}: {error}", folder.display());
+    }
+    for log in logs {
+        let Some(name) = log.file_name() else { continue };
+        if let Err(error) = copy_end(log, &folder.join(name)) {
+            eprintln!("{}: {error}", log.display());
+        }
+    }
+    folder
 }
 
 fn copy_end(from: &Path, to: &Path) -> std::io::Result<()> {

@@ -5,7 +5,7 @@ use skein_filemesh::core::geometry::Geometry;
 use skein_filemesh::core::manifest::choose_piece_bytes;
 use skein_filemesh::core::place::{Place, Rates};
 use skein_filemesh::core::planner::{
-    Gear, Host, Limits, PlannerInput, PlannerSettings, plan as decide,
+    Gear, Host, INLINE_BYTES_MAX, Limits, PlannerInput, PlannerSettings, plan as decide,
 };
 
 use super::cells::Cell;
@@ -44,6 +44,18 @@ pub fn predictions(cell: &Cell, goodput: Option<f64>) -> Vec<(Gear, f64)> {
     };
     let decision = decide(&input, &PlannerSettings::default());
     decision.gears.iter().map(|one| (one.gear, one.time_ms / 1e3)).collect()
+}
+
+/// Why a gear cannot be forced in a cell, with this `skein push --help`; none if it can.
+pub fn impossible(gear: &str, cell: &Cell, help: &str) -> Option<String> {
+    let flag = help.split_once("--gear").map_or("", |(_, flag)| flag);
+    let values = flag.split_once("[possible values: ").map_or("", |(_, values)| values);
+    let values = values.split_once(']').map_or("", |(values, _)| values);
+    if !values.split(", ").any(|value| value == gear) {
+        return Some("skipped: skein push knows no such gear".to_owned());
+    }
+    let too_long = gear == "inline" && cell.bytes > INLINE_BYTES_MAX;
+    too_long.then(|| "not possible: too long".to_owned())
 }
 
 /// Why a forced gear is not tried in a cell; none if it is.
@@ -189,6 +201,18 @@ mod tests {
         let cell = Cell::named("1x1000x1K").unwrap();
         let predictions = super::predictions(&cell, Some(goodput));
         assert_eq!(not_worth("direct", &predictions, Some(cell.bound(goodput))), None);
+    }
+
+    #[test]
+    fn only_gears_that_the_command_knows_are_forced() {
+        let help = "--limit X\n --gear <GEAR>\n  How [default: auto] [possible values: auto, inline, \
+                    direct]\n --detach";
+        let [short, long] = ["1x1000x1K", "1x1000x1M"].map(|name| Cell::named(name).unwrap());
+        assert_eq!(impossible("direct", &long, help), None);
+        assert_eq!(impossible("inline", &short, help), None);
+        assert!(impossible("inline", &long, help).is_some());
+        assert!(impossible("mesh", &long, help).is_some());
+        assert!(impossible("direct", &long, "").is_some());
     }
 
     #[test]

@@ -215,11 +215,6 @@ impl<'a> Liar<'a> {
         lab.capture(host, AGENT_PORTS, PORT)?;
         Ok(liar)
     }
-
-    /// The process, for its CPU.
-    pub fn root(&self) -> u32 {
-        self.process.id()
-    }
 }
 
 impl Drop for Liar<'_> {

@@ -42,7 +42,7 @@ struct Preset {
 /// All that operators use for one file, in their best known settings.
 const ALL_PEERS: &str =
     "skein,chain,chain-sha256,libtorrent,libtorrent-super,aria2,transmission,udpcast";
-const GEARS: &str = "skein,skein:direct,skein:planned,skein:mesh";
+const GEARS: &str = "skein,skein:inline,skein:direct,skein:planned,skein:mesh";
 /// Rates and sizes between which the right gear changes.
 const GRID: [&str; 25] = [
     "1x1000x1K",
@@ -279,6 +279,12 @@ pub fn of_cells(names: &str) -> anyhow::Result<Line> {
     }
     let preset = Preset { peers: ALL_PEERS, rounds: 3, ..DEFAULT };
     Ok(Line { cells, ..preset.line()? })
+}
+
+/// Whether some gear is forced, and none.
+pub fn compares_gears(peers: &[String]) -> bool {
+    let is_forced = |name: &String| name.starts_with("skein:");
+    peers.iter().any(|name| name == "skein") && peers.iter().any(is_forced)
 }
 
 /// Words between commas.

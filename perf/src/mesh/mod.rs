@@ -192,6 +192,7 @@ impl Mesh {
             line.peer_rounds = self.peer_rounds.unwrap_or(line.peer_rounds).min(line.rounds);
             line.limit_factor = self.limit_factor.unwrap_or(line.limit_factor);
             line.simulated |= self.simulate;
+            line.gears |= lines::compares_gears(&line.peers);
         }
         Ok(lines)
     }
@@ -238,9 +239,8 @@ impl Mesh {
                 Contender::Skein(_) if cell.files.is_some() && !takes_directories(help) => {
                     Some("skipped: skein push takes no directory yet".to_owned())
                 }
-                Contender::Skein(Some(gear)) if line.gears => {
-                    gears::not_worth(gear, &predictions, bound)
-                }
+                Contender::Skein(Some(gear)) if line.gears => gears::impossible(gear, cell, help)
+                    .or_else(|| gears::not_worth(gear, &predictions, bound)),
                 _ => None,
             };
             if *who == Contender::Other(Peer::Direct) {

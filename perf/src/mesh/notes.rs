@@ -2,7 +2,8 @@
 //! what the bytes cost, what the simulator says, and which bars hold.
 
 use super::bars;
-use super::cells::SHORT_BYTES;
+use super::cells::{Fault, SHORT_BYTES};
+use super::drive::Outcome;
 use super::tables::{Measured, Results, time};
 use crate::push_parts::GIB;
 use crate::report::Spread;
@@ -112,7 +113,12 @@ fn synced(measured: &Measured) -> Option<String> {
 
 fn simulated(results: &Results, measured: &Measured) -> Option<String> {
     let simulated = measured.simulated.as_ref()?;
-    let last = Spread::of_some(results.last_of_each(measured))?.median;
+    // To the simulator a slow host is one of the inventory.
+    let last = match results.cell.fault {
+        Fault::SlowHost => measured.outcomes.iter().filter_map(Outcome::last).collect(),
+        _ => results.last_of_each(measured),
+    };
+    let last = Spread::of_some(last)?.median;
     let told = measured.outcomes.iter().filter_map(|outcome| outcome.told.as_ref());
     let prepared = Spread::of_some(told.filter_map(|told| told.prepared_s).collect());
     let prepared = prepared.map_or(0.0, |prepared| prepared.median);
@@ -154,7 +160,7 @@ fn long_series(results: &Results, measured: &Measured) -> Option<String> {
 mod tests {
     use super::*;
     use crate::mesh::cells::Cell;
-    use crate::mesh::drive::{Outcome, Told};
+    use crate::mesh::drive::Told;
     use crate::mesh::simulated::Simulated;
 
     fn outcome(last: f64) -> Outcome {

@@ -9,6 +9,7 @@ use std::process::Command;
 use anyhow::{Context, ensure};
 
 use super::cells::{Cell, Fault};
+use super::drive::BACK;
 use crate::site::binary;
 
 /// What the simulator says of one gear.
@@ -31,7 +32,7 @@ pub fn ask(
     folder: &Path,
 ) -> anyhow::Result<Option<Simulated>> {
     let known = ["planned", "mesh", "direct", "chain"].contains(&gear);
-    let (Some(text), Some(faults)) = (inventory(cell, goodput), faults(cell)) else {
+    let (Some(text), Some(faults)) = (inventory(cell, goodput), faults(cell, goodput)) else {
         return Ok(None);
     };
     if !known || cell.files.is_some() {
@@ -95,16 +96,20 @@ fn inventory(cell: &Cell, goodput: Option<f64>) -> Option<String> {
 }
 
 /// The cell's fault in the simulator's words; none where it has no words for it.
-fn faults(cell: &Cell) -> Option<Vec<String>> {
+fn faults(cell: &Cell, goodput: Option<f64>) -> Option<Vec<String>> {
     let fault = match cell.fault {
         Fault::None | Fault::SlowHost | Fault::Loss | Fault::Border => return Some(Vec::new()),
-        Fault::SourceSlows => "slow source to=20% at=30%",
-        Fault::Liar => "corrupt host=near1 at=0s",
-        Fault::KillTenth => "kill share=10% at=50% until=60%",
+        Fault::SourceSlows => "slow source to=20% at=30%".to_owned(),
+        Fault::Liar => "corrupt host=near1 at=0s".to_owned(),
+        Fault::KillTenth => {
+            let half_ms = (cell.bound(goodput?) * 500.0) as u64;
+            let back_ms = half_ms + BACK.as_millis() as u64;
+            format!("kill share=10% at={half_ms}ms until={back_ms}ms")
+        }
         // It counts time, not copies.
         Fault::SourceDies => return None,
     };
-    Some(vec![fault.to_owned()])
+    Some(vec![fault])
 }
 
 #[cfg(test)]
@@ -128,5 +133,11 @@ mod tests {
         assert!(border.contains("name = \"far\"\nrate = \"25000kbit\""), "{border}");
         assert_eq!(border.matches("count = 8\n").count(), 2, "{border}");
         assert_eq!(text("4x-x1024M"), None);
+    }
+
+    #[test]
+    fn those_that_are_killed_are_back_when_they_are_in_the_lab() {
+        let faults = faults(&Cell::named("kill-tenth").unwrap(), Some(2_392_500.0)).unwrap();
+        assert_eq!(faults, ["kill share=10% at=7012ms until=8012ms"]);
     }
 }

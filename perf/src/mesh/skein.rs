@@ -14,6 +14,7 @@ use skein_filemesh::engine::LeafFile;
 
 use super::cells::{Cell, Fault};
 use super::drive::{Crew, Job, Told};
+use super::evidence;
 use super::liar::{Liar, newest_leaves};
 use crate::netlab::{Host, NetLab};
 use crate::site::{self, Agent, Site, binary};
@@ -38,7 +39,8 @@ pub struct Fleet {
 impl Fleet {
     /// Starts a server, enrols an agent on each other host, and waits until all are online.
     /// Where the cell has a border, half of the hosts are put behind it.
-    pub fn start(lab: &NetLab, folder: &Path, cell: &Cell) -> anyhow::Result<Self> {
+    /// Logs of one that cannot start are kept below `scratch`.
+    pub fn start(lab: &NetLab, folder: &Path, scratch: &Path, cell: &Cell) -> anyhow::Result<Self> {
         let (source, hosts) = lab.hosts().split_first().context("a lab has hosts")?;
         let site = Site::start_on(folder, source)?;
         let token = site.token(hosts.len())?;
@@ -57,15 +59,22 @@ impl Fleet {
             homes.extend(enrolled?);
         }
         let mut fleet = Self { site, hosts: hosts.to_vec(), homes, agents: Vec::new() };
-        if let Some(rate) = cell.border() {
-            fleet.divide(lab, rate)?;
-        }
-        for host in 0..fleet.hosts.len() {
-            fleet.agents.push(None);
-            fleet.start_agent(host)?;
-        }
-        fleet.site.wait_online(fleet.hosts.len(), ONLINE)?;
+        fleet.begin(lab, cell).map_err(|error| {
+            let kept = evidence::keep_start(scratch, &fleet.logs());
+            anyhow::anyhow!("{error:#}; logs in {}", kept.display())
+        })?;
         Ok(fleet)
+    }
+
+    fn begin(&mut self, lab: &NetLab, cell: &Cell) -> anyhow::Result<()> {
+        if let Some(rate) = cell.border() {
+            self.divide(lab, rate)?;
+        }
+        for host in 0..self.hosts.len() {
+            self.agents.push(None);
+            self.start_agent(host)?;
+        }
+        self.site.wait_online(self.hosts.len(), ONLINE)
     }
 
     /// Puts the second half of the agents behind a border. They are counted in the order of their
@@ -155,6 +164,7 @@ pub struct SkeinCrew<'a> {
 struct Replan {
     before: serde_json::Value,
     since: Instant,
+    since_ms: i64,
     looked: Instant,
     after: Option<Duration>,
 }
@@ -290,6 +300,7 @@ fn told_of(said: &serde_json::Value, submitted: SystemTime) -> Told {
     let transfer = said.get("transfer").unwrap_or(said);
     let ms = |name: &str| transfer.get(name).and_then(serde_json::Value::as_i64);
     let seconds = |ms: i64| ms as f64 / 1e3;
+    let predicted = transfer.get("predicted_ms").and_then(serde_json::Value::as_f64);
     let hosts = said.get("hosts").and_then(|hosts| hosts.as_array());
     let of_hosts = |name: &str| -> Vec<u64> {
         let of = |host: &serde_json::Value| host.get(name)?.as_u64();
@@ -300,7 +311,7 @@ fn told_of(said: &serde_json::Value, submitted: SystemTime) -> Told {
     let created = ms("created_ms");
     Told {
         gear: transfer.get("gear").and_then(|gear| gear.as_str()).unwrap_or("").to_owned(),
-        predicted_s: ms("predicted_ms").filter(|ms| *ms > 0).map(seconds),
+        predicted_s: predicted.filter(|ms| *ms > 0.0).map(|ms| ms / 1e3),
         took_s: created.zip(ms("ended_ms")).map(|(from, to)| seconds(to - from)),
         prepared_s: created.map(|at| (seconds(at) - began.as_secs_f64()).max(0.0)),
         refused: [refused.iter().copied().max().unwrap_or(0), refused.iter().sum()],
@@ -376,7 +387,9 @@ impl Crew for SkeinCrew<'_> {
     fn source_slows(&mut self) -> anyhow::Result<()> {
         let before = plan_of(&self.transfer()?);
         let now = Instant::now();
-        self.replan = Some(Replan { before, since: now, looked: now, after: None });
+        let since_ms = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
+        let since_ms = i64::try_from(since_ms.as_millis())?;
+        self.replan = Some(Replan { before, since: now, since_ms, looked: now, after: None });
         Ok(())
     }
 
@@ -386,10 +399,15 @@ impl Crew for SkeinCrew<'_> {
         if self.replan.as_ref().filter(is_due).is_none() {
             return Ok(());
         }
-        let plan = plan_of(&self.transfer()?);
+        let transfer = self.transfer()?;
         if let Some(replan) = &mut self.replan {
             replan.looked = Instant::now();
-            replan.after = (plan != replan.before).then(|| replan.since.elapsed());
+            // The server says when, if it can; otherwise it counts when it is seen.
+            let said = transfer.get("replanned_ms").and_then(serde_json::Value::as_i64);
+            let said = said.and_then(|at| u64::try_from(at - replan.since_ms).ok());
+            let is_new = plan_of(&transfer) != replan.before;
+            let seen = || replan.since.elapsed();
+            replan.after = is_new.then(|| said.map_or_else(seen, Duration::from_millis));
         }
         Ok(())
     }

@@ -64,6 +64,12 @@ impl Outcome {
         self.finished.iter().flatten().count()
     }
 
+    /// The last of all hosts, if all have the file.
+    pub fn last(&self) -> Option<f64> {
+        let times = self.finished.iter().copied().collect::<Option<Vec<f64>>>()?;
+        times.into_iter().max_by(f64::total_cmp)
+    }
+
     /// What hosts that were killed received beyond the others, in files: the most of one.
     pub fn fetched_again(&self, special: &[usize]) -> Option<f64> {
         let of = |is_special: bool| {
@@ -102,7 +108,7 @@ impl Results {
     }
 
     /// Runs in which every host got the file (a liar need not), with the others' times.
-    fn whole<'a>(&self, measured: &'a Measured) -> Vec<(&'a Outcome, Vec<f64>)> {
+    pub fn whole<'a>(&self, measured: &'a Measured) -> Vec<(&'a Outcome, Vec<f64>)> {
         let special = self.cell.special();
         let is_whole = |outcome: &&Outcome| {
             self.cell.fault == Fault::Liar || outcome.complete() == outcome.finished.len()
@@ -229,7 +235,8 @@ impl Results {
         let slow = self.goodput.and_then(|goodput| self.cell.bound_of_slow(goodput));
         match slow {
             Some(bound) => format!("{} s, {:.2} of its bound", time(last), last / bound),
-            None => format!("{} s, received {:.2} F", time(last), received.max),
+            None if last > 0.0 => format!("{} s, received {:.2} F", time(last), received.max),
+            None => format!("-, received {:.2} F", received.max),
         }
     }
 }
