@@ -202,7 +202,7 @@ impl Judge<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mesh::drive::Told;
+    use crate::mesh::told::Told;
 
     fn judged(cell: &str, name: &str, outcome: Outcome) -> Vec<String> {
         let measured = Measured { outcomes: vec![outcome], ..Measured::new(name) };

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, ensure};
 
 use super::cells::{Cell, Fault, SHORT_BYTES};
+use super::told::Told;
 use crate::content::sha256_of;
 use crate::machine::busy_us;
 use crate::netlab::{Carried, Host, NetLab};
@@ -148,27 +149,6 @@ pub struct Outcome {
     pub told: Option<Told>,
     /// Why it ended before all hosts had the file.
     pub note: String,
-}
-
-/// What `skein push` and the agents say of a run.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Told {
-    /// The way that the file took.
-    pub gear: String,
-    /// When the last host should be done, seconds after the transfer was made.
-    pub predicted_s: Option<f64>,
-    /// How long the transfer took by the server's clock, seconds.
-    pub took_s: Option<f64>,
-    /// From the submission until the transfer was made (the file then is at the server), seconds.
-    pub prepared_s: Option<f64>,
-    /// Blocks that hosts refused, the most of one host and all.
-    pub refused: [u64; 2],
-    /// Members that others expelled, by their numbers, and how often.
-    pub expelled: BTreeMap<String, u64>,
-    /// Bytes of the file that hosts had kept over their restart.
-    pub resumed_bytes: u64,
-    /// Seconds from the source's slowing down until the transfer said that it was planned anew.
-    pub replanned_s: Option<f64>,
 }
 
 /// Bytes that links carried, and CPU, at one moment.

@@ -186,7 +186,8 @@ fn verdict(rows: &[Row]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mesh::drive::{Outcome, Told};
+    use crate::mesh::drive::Outcome;
+    use crate::mesh::told::Told;
 
     #[test]
     fn a_gear_far_beyond_the_best_is_not_tried() {

@@ -15,10 +15,12 @@ mod liar;
 mod lines;
 mod notes;
 mod peer;
+mod plots;
 mod relay;
 mod simulated;
 mod skein;
 mod tables;
+mod told;
 mod torrent;
 mod tree;
 
@@ -99,6 +101,9 @@ pub struct Mesh {
     /// File for the report
     #[arg(long)]
     out: Option<PathBuf>,
+    /// Folder for a plot of each cell: which share of the hosts had the file when
+    #[arg(long)]
+    plots: Option<PathBuf>,
 }
 
 impl Contender {
@@ -157,6 +162,9 @@ impl Mesh {
                 eprintln!("{}", results.summary());
                 for note in notes::of(&results) {
                     eprintln!("  {note}");
+                }
+                if let Some(folder) = &self.plots {
+                    plots::write(folder, &results)?;
                 }
                 all.push(results);
             }
@@ -229,7 +237,7 @@ impl Mesh {
         eprintln!("{} namespaces in {seconds:.1} s", lab.hosts().len() + 1);
         let goodput = cell.rate.map(|_| lab.goodput(0, 1)).transpose()?;
         let bound = goodput.map(|goodput| cell.bound(goodput));
-        let scratch = self.folder.canonicalize()?;
+        let scratch = self.folder.clone();
         let mut bench = Bench::new(lab, folder_path.clone(), scratch, self.keep);
         bench.spoil(cell)?;
         let limit = limit(bound, line.limit_factor);

@@ -40,7 +40,7 @@ fn way(measured: &Measured) -> Vec<String> {
     let gears: Vec<&str> = measured.gears.iter().map(String::as_str).collect();
     if gears.iter().any(|gear| !gear.is_empty()) {
         let told = measured.outcomes.iter().filter_map(|outcome| outcome.told.as_ref());
-        let pick = |pick: fn(&super::drive::Told) -> Option<f64>| {
+        let pick = |pick: fn(&super::told::Told) -> Option<f64>| {
             Spread::of_some(told.clone().filter_map(pick).collect())
         };
         let mut way = format!("travelled as {}", gears.join(", "));
@@ -160,8 +160,8 @@ fn long_series(results: &Results, measured: &Measured) -> Option<String> {
 mod tests {
     use super::*;
     use crate::mesh::cells::Cell;
-    use crate::mesh::drive::Told;
     use crate::mesh::simulated::Simulated;
+    use crate::mesh::told::Told;
 
     fn outcome(last: f64) -> Outcome {
         let told = Told {
