@@ -89,6 +89,7 @@ impl Judge<'_> {
 
     fn skew(&self) -> Option<String> {
         let counts = self.cell.fault == Fault::None && self.is_fast_enough_to_count();
+        let counts = counts && !self.measured.gears.contains("direct");
         let skew = self.results.skew(self.measured).filter(|_| counts)?;
         (self.cell.receivers >= 4 && self.cell.rate.is_some())
             .then(|| at_most("last ÷ median", skew, 1.05))

@@ -24,7 +24,7 @@ mod told;
 mod torrent;
 mod tree;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure};
@@ -48,6 +48,8 @@ const LIMIT_EXTRA: Duration = Duration::from_secs(15);
 const LIMIT_UNSHAPED: Duration = Duration::from_secs(180);
 /// Of the file with which the parts of a costly cell are measured alone.
 const PARTS_BYTES: u64 = 256 << 20;
+/// What the folders of cells are called; the maker's process id follows.
+const FOLDERS: &str = "mesh-";
 
 /// What to measure.
 #[derive(Debug, Clone, clap::Args)]
@@ -152,6 +154,9 @@ impl Mesh {
         }
         netlab::cleanup();
         std::fs::create_dir_all(&self.folder)?;
+        remove_folders(&self.folder, |maker| !Path::new("/proc").join(maker).exists());
+        let (folder, own) = (self.folder.clone(), std::process::id().to_string());
+        netlab::end_with_signals(move || remove_folders(&folder, |maker| maker == own))?;
         let deadline = Instant::now() + Duration::from_secs(self.minutes * 60);
         tables::preface(&mut report);
         let mut failures = 0;
@@ -227,7 +232,8 @@ impl Mesh {
             return Ok(Results::of(cell.clone(), measured));
         }
         eprintln!("{}: {cell}", cell.name);
-        let mut folder = tempfile::Builder::new().prefix("mesh-").tempdir_in(&self.folder)?;
+        let prefix = format!("{FOLDERS}{}-", std::process::id());
+        let mut folder = tempfile::Builder::new().prefix(&prefix).tempdir_in(&self.folder)?;
         folder.disable_cleanup(self.keep);
         let folder_path = folder.path().canonicalize()?;
         let started = Instant::now();
@@ -310,7 +316,7 @@ fn simulate(
     cell: &Cell,
     goodput: Option<f64>,
     measured: &Measured,
-    folder: &std::path::Path,
+    folder: &Path,
 ) -> anyhow::Result<Option<simulated::Simulated>> {
     let gears: Vec<&String> = measured.gears.iter().collect();
     let gear = match (measured.name.as_str(), &gears[..]) {
@@ -319,6 +325,18 @@ fn simulate(
         _ => return Ok(None),
     };
     simulated::ask(cell, goodput, gear, measured.piece_bytes, folder)
+}
+
+/// Removes folders of cells whose makers are meant, with everything in them.
+fn remove_folders(folder: &Path, is_meant: impl Fn(&str) -> bool) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let maker = name.strip_prefix(FOLDERS).and_then(|rest| Some(rest.split_once('-')?.0));
+        let is_number = |maker: &str| maker.bytes().all(|byte| byte.is_ascii_digit());
+        if maker.is_some_and(|maker| is_number(maker) && is_meant(maker)) {
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
 }
 
 fn limit(bound: Option<f64>, factor: f64) -> Duration {
@@ -358,6 +376,16 @@ mod tests {
                 line.peers.iter().any(|name| Contender::parse(name, None).unwrap().is_for(cell))
             }));
         }
+    }
+
+    #[test]
+    fn only_folders_of_those_that_are_meant_are_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let names = ["mesh-1-abc", "mesh-2-abc", "mesh-x-abc", "failed", "mesh-1"];
+        names.iter().for_each(|name| std::fs::create_dir(folder.path().join(name)).unwrap());
+        remove_folders(folder.path(), |maker| maker == "1");
+        let left = names.map(|name| folder.path().join(name).exists());
+        assert_eq!(left, [false, true, true, true, true]);
     }
 
     #[test]

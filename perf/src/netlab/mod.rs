@@ -27,7 +27,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use anyhow::{Context, ensure};
 
 pub use host::{Carried, Host};
-pub use remove::{Cleanup, cleanup};
+pub use remove::{Cleanup, cleanup, end_with_signals};
 
 /// Of every namespace that is made here.
 const PREFIX: &str = "skein-lab-";
@@ -60,7 +60,7 @@ impl NetLab {
         let names: Vec<String> = (0..count).map(|host| name(&host.to_string())).collect();
         let hub = name("hub");
         // From here on an error removes what was made.
-        let all = remove::Names(names.iter().cloned().chain([hub.clone()]).collect());
+        let all = remove::Names::new(names.iter().cloned().chain([hub.clone()]).collect());
         let add = all.0.iter().map(|name| format!("netns add {name}"));
         batch("ip", None, add)?;
         let mut wires = vec!["link set lo up".to_owned(), "link add br0 type bridge".to_owned()];
