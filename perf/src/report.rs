@@ -90,6 +90,11 @@ impl Report {
         }
     }
 
+    /// Writes what there is so far to `file`: a measurement of hours may be broken off.
+    pub fn save(&self, file: &Path) -> std::io::Result<()> {
+        std::fs::write(file, format!("{}{}", self.text, self.below))
+    }
+
     /// Writes the report to `file`, or to standard output.
     pub fn finish(mut self, file: Option<&Path>) -> anyhow::Result<()> {
         self.text.push_str(&self.below);

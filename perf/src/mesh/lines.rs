@@ -39,7 +39,7 @@ struct Preset {
     gears: bool,
 }
 
-/// All that operators use for one file, in their best known settings.
+/// All that operators use for one file, in several settings.
 const ALL_PEERS: &str =
     "skein,chain,chain-sha256,libtorrent,libtorrent-super,aria2,transmission,udpcast";
 const GEARS: &str = "skein,skein:inline,skein:direct,skein:planned,skein:mesh";
@@ -150,7 +150,7 @@ const LINES: [Preset; 11] = [
         name: "bound",
         title: "The last host against what the links allow",
         cells: &["8x100x16M", "16x20x32M", "48x8x16M"],
-        peers: ALL_PEERS,
+        peers: "skein,chain,libtorrent,aria2,transmission,udpcast",
         simulated: true,
         ..DEFAULT
     },
@@ -158,9 +158,10 @@ const LINES: [Preset; 11] = [
         name: "bound-long",
         title: "The same with a longer file",
         cells: &["16x20x128M"],
-        peers: "skein,chain,libtorrent,libtorrent-super,aria2,transmission,udpcast",
+        // Super-seeding is libtorrent's best for long files, as it is not for short ones.
+        peers: "skein,chain,libtorrent-super,aria2,transmission,udpcast",
         // The slowest take minutes and would show no more by ending.
-        limit_factor: 3.0,
+        limit_factor: 2.2,
         ..DEFAULT
     },
     Preset {

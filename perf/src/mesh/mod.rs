@@ -163,7 +163,15 @@ impl Mesh {
         for line in &lines {
             let mut all = Vec::new();
             for cell in &line.cells {
-                let results = self.cell(cell, line, &help, deadline, &mut failures)?;
+                let ran = self.cell(cell, line, &help, deadline, &mut failures);
+                // The other cells may still work.
+                let results = ran.unwrap_or_else(|error| {
+                    eprintln!("{}: {error:#}", cell.name);
+                    failures += 1;
+                    let failed = vec![format!("{error:#}")];
+                    let measured = Measured { failed, ..Measured::new("nobody") };
+                    Results::of(cell.clone(), vec![measured])
+                });
                 eprintln!("{}", results.summary());
                 for note in notes::of(&results) {
                     eprintln!("  {note}");
@@ -180,6 +188,9 @@ impl Mesh {
                 gears::write(&mut report, &all);
             }
             tables::write(&mut report, &all);
+            if let Some(file) = &self.out {
+                report.save(file)?;
+            }
         }
         report.finish(self.out.as_deref())?;
         ensure!(failures == 0, "{failures} runs did not start, or gave a wrong file: see above");
@@ -294,7 +305,8 @@ impl Mesh {
         }
         if line.simulated {
             for (_, measured) in &mut contenders {
-                measured.simulated = simulate(cell, goodput, measured, &folder_path)?;
+                let simulated = simulate(cell, goodput, measured, &folder_path);
+                measured.simulated = simulated.map_err(|error| format!("{error:#}")).transpose();
             }
         }
         let measured = contenders.into_iter().map(|(_, measured)| measured).collect();

@@ -112,7 +112,10 @@ fn synced(measured: &Measured) -> Option<String> {
 }
 
 fn simulated(results: &Results, measured: &Measured) -> Option<String> {
-    let simulated = measured.simulated.as_ref()?;
+    let simulated = match measured.simulated.as_ref()? {
+        Ok(simulated) => simulated,
+        Err(error) => return Some(format!("the simulator failed: {error}")),
+    };
     // To the simulator a slow host is one of the inventory.
     let last = match results.cell.fault {
         Fault::SlowHost => measured.outcomes.iter().filter_map(Outcome::last).collect(),
@@ -184,7 +187,7 @@ mod tests {
         let simulated = Simulated { gear: "planned".into(), last_s: 1.5, source_copies: 1.0 };
         let measured = Measured {
             outcomes: vec![outcome(2.0)],
-            simulated: Some(simulated),
+            simulated: Some(Ok(simulated)),
             ..Measured::new("skein")
         };
         let notes = of(&results("1x100x16M", measured)).join("\n");

@@ -31,7 +31,7 @@ pub struct Measured {
     /// Piece size of what Skein pushed last.
     pub piece_bytes: Option<u32>,
     /// What the simulator says of the gear that it took.
-    pub simulated: Option<Simulated>,
+    pub simulated: Option<Result<Simulated, String>>,
     /// Most memory of an agent since its start, in KiB.
     pub agent_peak_kib: u64,
 }
