@@ -1,8 +1,8 @@
 //! `skein push FILE --to SELECTOR:DIR`: one file to many hosts, from here or from an agent.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::Read;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -41,6 +41,9 @@ pub struct PushArgs {
     #[arg(long, value_name = "AGENT:PATH")]
     from: Option<String>,
     /// Which hosts, and into which folder: SELECTOR:/folder
+    ///
+    /// In the folder each host puts its own agent id for {agent} and its host name for {hostname}.
+    /// A brace of the folder's own name is written twice.
     #[arg(long, value_name = "SELECTOR:DIR")]
     to: String,
     /// Name at the targets [default: the file's own]
@@ -153,9 +156,16 @@ fn upload(path: &Path, context: &Context) -> Result<TransferSource, CliError> {
     let length = metadata.len();
     let mut progress = Progress::new(&format!("upload {name}"), length, true, context.json);
     // A file that grows while it is sent is cut at the length that was promised.
-    let mut content = Reading::new(file.take(length), &mut progress);
+    let mut content = Reading::new((&file).take(length), &mut progress);
     let upload = context.client.upload(&query, length, &mut content);
+    let after = file.metadata().map_err(cannot)?;
     match upload {
+        // The server has a mixture, which it drops when nobody asks for it.
+        Ok(_) if stamp(&after) != stamp(&metadata) => {
+            progress.clear();
+            let path = path.display();
+            Err(CliError::Local(format!("{path} changed while it was read; push it again")))
+        }
         Ok(upload) => {
             progress.finish(&format!("{} to the server", quantity::bytes(length)));
             Ok(TransferSource::Upload { upload_id: upload.upload_id })
@@ -165,6 +175,15 @@ fn upload(path: &Path, context: &Context) -> Result<TransferSource, CliError> {
             Err(error)
         }
     }
+}
+
+/// What changes when somebody writes into a file.
+fn stamp(metadata: &Metadata) -> (u64, (i64, i64), (i64, i64)) {
+    (
+        metadata.len(),
+        (metadata.mtime(), metadata.mtime_nsec()),
+        (metadata.ctime(), metadata.ctime_nsec()),
+    )
 }
 
 /// Waits for the end of a transfer, with progress.
