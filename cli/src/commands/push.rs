@@ -11,6 +11,7 @@ use skein_controlplane::api::types::{
     AgentList, Transfer, TransferDetail, TransferHost, TransferPhase, TransferRequest,
     TransferSource,
 };
+use skein_filemesh::core::folder;
 
 use super::{Context, Outcome};
 use crate::client::{transfer_done, word};
@@ -78,6 +79,7 @@ pub struct PushArgs {
 /// Uploads (or names) the file, starts the transfer and follows it to its end.
 pub fn run(args: &PushArgs, context: &Context) -> Outcome {
     let (targets, directory) = split_place(&args.to, "--to SELECTOR:/folder")?;
+    folder::check(directory).map_err(|error| CliError::Usage(error.to_string()))?;
     let source = match (&args.file, &args.from) {
         (Some(file), _) => {
             somebody(targets, context)?;
@@ -154,7 +156,12 @@ fn upload(path: &Path, context: &Context) -> Result<TransferSource, CliError> {
     ];
     query.extend(mtime.map(|time| ("mtime_ms", time.as_millis().to_string())));
     let length = metadata.len();
-    let mut progress = Progress::new(&format!("upload {name}"), length, true, context.json);
+    let mut progress = Progress::new(
+        &format!("upload {}", show::printable(name.to_owned())),
+        length,
+        true,
+        context.json,
+    );
     // A file that grows while it is sent is cut at the length that was promised.
     let mut content = Reading::new((&file).take(length), &mut progress);
     let upload = context.client.upload(&query, length, &mut content);
@@ -253,7 +260,7 @@ pub fn report(context: &Context, detail: &TransferDetail) -> Outcome {
     let elapsed = u64::try_from(ended_ms - transfer.created_ms).unwrap_or(0);
     show::line(&format!(
         "{} verified on {} of {} in {} ({}/s in all)  transfer {}",
-        transfer.file_name,
+        show::printable(transfer.file_name.clone()),
         transfer.hosts_done,
         show::plural(transfer.hosts_total, "host"),
         quantity::duration(elapsed),
