@@ -97,7 +97,11 @@ fn a_push_from_a_host_is_cancelled_while_it_hashes_and_while_the_server_takes_th
     let push = ["push", "--from", &from, "--mkdir", "--detach", "--gear", "planned", "--to", &to];
     let cache = world.server.dir().join("control/cache");
     let cached = || [names_in(&cache), names_in(&cache.join(".fetch"))].concat();
-    let still = |what: Signal| source.pids().into_iter().for_each(|pid| drop(signal(pid, what)));
+    let still = |what: Signal| {
+        for pid in source.pids() {
+            signal(pid, what);
+        }
+    };
     // A source that stands still keeps the transfer in its phase for as long as we look.
     for phase in [TransferPhase::Offering, TransferPhase::Fetching] {
         if phase == TransferPhase::Offering {
