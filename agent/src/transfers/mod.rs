@@ -24,6 +24,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use skein_filemesh::core::folder::{self, HostNames};
 use skein_filemesh::engine::BlockMemory;
 use skein_observe::names;
 use skein_wire::ids::TransferId;
@@ -37,6 +38,7 @@ use self::board::Board;
 use self::fetch::FetchEnd;
 use crate::clock;
 use crate::config::{MeshConfig, TransfersConfig};
+use crate::facts;
 use crate::home::private_dir;
 use crate::link::{Dialer, LinkEvent, Outbox};
 use crate::mesh::Mesh;
@@ -268,7 +270,10 @@ impl Transfers {
         tokio::task::spawn_local(async move {
             let until = cancelled.clone();
             let fetched = async {
+                let mut join = join;
                 if origin == Origin::Server {
+                    // Kept as it reads here, so that a host that is renamed goes on where it was.
+                    join.directory = shared.folder(&join.directory)?;
                     shared.keep_order(id, join.clone()).await?;
                 }
                 fetch::run(&shared, &mesh, id, join, cancelled).await
@@ -356,6 +361,14 @@ impl Shared {
         // The semaphore is never closed.
         let _turn = self.disk_steps.acquire().await;
         tokio::task::spawn_blocking(step).await
+    }
+
+    /// The folder of an order with this host's names in it.
+    fn folder(&self, folder: &str) -> Result<String, FetchEnd> {
+        let identity = self.settings.dialer.identity().get();
+        let hostname = facts::hostname();
+        let names = HostNames { agent: identity.agent_id.as_str(), hostname: &hostname };
+        folder::expand(folder, &names).map_err(|error| FetchEnd::Failed(error.to_string()))
     }
 
     async fn keep_order(&self, id: TransferId, join: JoinTransfer) -> Result<(), FetchEnd> {

@@ -1,8 +1,8 @@
 //! `skein push FILE --to SELECTOR:DIR`: one file to many hosts, from here or from an agent.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::Read;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use skein_controlplane::api::types::{
     AgentList, Transfer, TransferDetail, TransferHost, TransferPhase, TransferRequest,
     TransferSource,
 };
+use skein_filemesh::core::folder;
 
 use super::{Context, Outcome};
 use crate::client::{transfer_done, word};
@@ -41,6 +42,9 @@ pub struct PushArgs {
     #[arg(long, value_name = "AGENT:PATH")]
     from: Option<String>,
     /// Which hosts, and into which folder: SELECTOR:/folder
+    ///
+    /// In the folder each host puts its own agent id for {agent} and its host name for {hostname}.
+    /// A brace of the folder's own name is written twice.
     #[arg(long, value_name = "SELECTOR:DIR")]
     to: String,
     /// Name at the targets [default: the file's own]
@@ -75,6 +79,7 @@ pub struct PushArgs {
 /// Uploads (or names) the file, starts the transfer and follows it to its end.
 pub fn run(args: &PushArgs, context: &Context) -> Outcome {
     let (targets, directory) = split_place(&args.to, "--to SELECTOR:/folder")?;
+    folder::check(directory).map_err(|error| CliError::Usage(error.to_string()))?;
     let source = match (&args.file, &args.from) {
         (Some(file), _) => {
             somebody(targets, context)?;
@@ -151,11 +156,23 @@ fn upload(path: &Path, context: &Context) -> Result<TransferSource, CliError> {
     ];
     query.extend(mtime.map(|time| ("mtime_ms", time.as_millis().to_string())));
     let length = metadata.len();
-    let mut progress = Progress::new(&format!("upload {name}"), length, true, context.json);
+    let mut progress = Progress::new(
+        &format!("upload {}", show::printable(name.to_owned())),
+        length,
+        true,
+        context.json,
+    );
     // A file that grows while it is sent is cut at the length that was promised.
-    let mut content = Reading::new(file.take(length), &mut progress);
+    let mut content = Reading::new((&file).take(length), &mut progress);
     let upload = context.client.upload(&query, length, &mut content);
+    let after = file.metadata().map_err(cannot)?;
     match upload {
+        // The server has a mixture, which it drops when nobody asks for it.
+        Ok(_) if stamp(&after) != stamp(&metadata) => {
+            progress.clear();
+            let path = path.display();
+            Err(CliError::Local(format!("{path} changed while it was read; push it again")))
+        }
         Ok(upload) => {
             progress.finish(&format!("{} to the server", quantity::bytes(length)));
             Ok(TransferSource::Upload { upload_id: upload.upload_id })
@@ -165,6 +182,15 @@ fn upload(path: &Path, context: &Context) -> Result<TransferSource, CliError> {
             Err(error)
         }
     }
+}
+
+/// What changes when somebody writes into a file.
+fn stamp(metadata: &Metadata) -> (u64, (i64, i64), (i64, i64)) {
+    (
+        metadata.len(),
+        (metadata.mtime(), metadata.mtime_nsec()),
+        (metadata.ctime(), metadata.ctime_nsec()),
+    )
 }
 
 /// Waits for the end of a transfer, with progress.
@@ -234,7 +260,7 @@ pub fn report(context: &Context, detail: &TransferDetail) -> Outcome {
     let elapsed = u64::try_from(ended_ms - transfer.created_ms).unwrap_or(0);
     show::line(&format!(
         "{} verified on {} of {} in {} ({}/s in all)  transfer {}",
-        transfer.file_name,
+        show::printable(transfer.file_name.clone()),
         transfer.hosts_done,
         show::plural(transfer.hosts_total, "host"),
         quantity::duration(elapsed),

@@ -95,9 +95,9 @@ fn show_one(context: &Context, detail: &TransferDetail) -> Result<(), CliError> 
     let transfer = &detail.transfer;
     show::line(&format!(
         "{} to {}:{}, {}, phase {}, gear {}, root {}",
-        transfer.file_name,
+        show::printable(transfer.file_name.clone()),
         transfer.targets,
-        transfer.directory,
+        show::printable(transfer.directory.clone()),
         quantity::bytes(transfer.size_bytes),
         word(&transfer.phase),
         transfer.gear,

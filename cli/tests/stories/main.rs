@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod cancelling;
 mod crashes;
 mod disks;
 mod identity;
@@ -11,9 +12,13 @@ mod joining;
 mod metrics;
 mod network;
 mod pushing;
+mod refusing;
 mod routing;
 mod running;
 mod selecting;
+mod spread;
+mod spreading;
+mod spreading_crashes;
 mod stalls;
 mod strangers;
 mod supervising;

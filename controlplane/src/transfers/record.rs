@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
+use skein_filemesh::core::folder;
 use skein_filemesh::engine::check_file_name;
 use skein_wire::ids::{AgentId, TransferId};
 use skein_wire::signal::v1::{FileInfo, JoinTransfer};
@@ -237,7 +238,8 @@ fn check_path(what: &str, path: &str) -> Result<(), TransferError> {
 }
 
 fn check_folder(path: &str) -> Result<(), TransferError> {
-    check_path("the folder", path)
+    check_path("the folder", path)?;
+    folder::check(path).map_err(|error| TransferError::Invalid(error.to_string()))
 }
 
 /// Reads all transfers.
@@ -281,10 +283,11 @@ mod tests {
     fn hostile_paths_names_and_owners_are_refused() {
         assert!(TransferRecord::from_request(request(), 0).is_ok());
         type Change = fn(&mut TransferRequest);
-        let wrong: [(Change, &str); 9] = [
+        let wrong: [(Change, &str); 10] = [
             (|r| r.directory = "opt".into(), "absolute"),
             (|r| r.directory = "/opt/../etc".into(), "absolute"),
             (|r| r.directory = "/a\0b".into(), "absolute"),
+            (|r| r.directory = "/srv/{ip}".into(), "{agent}, {hostname}"),
             (|r| r.file_name = Some("../x".into()), "file name"),
             (|r| r.file_name = Some("..".into()), "file name"),
             (|r| r.mode = Some(0o100_644), "mode"),
