@@ -6,6 +6,7 @@
 
 mod crashes;
 mod disks;
+mod gears;
 mod identity;
 mod joining;
 mod metrics;
