@@ -11,21 +11,24 @@ fn a_small_file_travels_inline_and_is_judged() {
     let agents = ["one", "two", "three"].map(|name| world.agent(name, AgentOptions::default()));
     let file = world.dir.path().join("app.conf");
     std::fs::write(&file, vec![7; 10_240]).unwrap();
-    let target = world.dir.path().join("to");
-    let to = format!("all:{}", target.display());
-    // All agents are on this machine: the last one's rename wins, and each has flushed its own.
-    let out = world.skein_ends(0, &["push", file.to_str().unwrap(), "--mkdir", "--to", &to]);
-    assert!(out.contains("verified on 3 of 3 hosts"), "{out}");
-    assert!(out.contains("% of the bound"), "{out}");
-    assert_eq!(std::fs::read(target.join("app.conf")).unwrap(), vec![7; 10_240]);
+    for agent in &agents {
+        // All agents are on this machine, so each gets a folder of its own.
+        let target = agent.host().join("to");
+        let to = format!("{}:{}", agent.id(), target.display());
+        let out = world.skein_ends(0, &["push", file.to_str().unwrap(), "--mkdir", "--to", &to]);
+        assert!(out.contains("verified on 1 of 1 host"), "{out}");
+        assert!(out.contains("% of the bound"), "{out}");
+        assert_eq!(std::fs::read(target.join("app.conf")).unwrap(), vec![7; 10_240]);
+        assert_eq!(std::fs::read_dir(&target).unwrap().count(), 1, "nothing is left aside");
+    }
     let list = world.skein_json(&["transfer", "ls"]);
-    assert_eq!(list[0]["gear"], "inline", "{list}");
-    let shown =
-        world.skein_ends(0, &["transfer", "show", list[0]["transfer_id"].as_str().unwrap()]);
+    assert!(list.as_array().unwrap().iter().all(|one| one["gear"] == "inline"), "{list}");
+    let id = list[0]["transfer_id"].as_str().unwrap();
+    let shown = world.skein_ends(0, &["transfer", "show", id]);
     assert!(shown.contains("gear inline") && shown.contains("% of the bound"), "{shown}");
     for agent in &agents {
         let kept = std::fs::read_dir(agent.home().join("transfers")).unwrap().count();
-        assert_eq!(kept, 0, "an inline order leaves nothing behind");
+        assert_eq!(kept, 0, "nothing of the orders is kept");
     }
 }
 

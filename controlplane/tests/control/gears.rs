@@ -53,7 +53,7 @@ fn takes(orders: Arc<Mutex<Vec<JoinTransfer>>>) -> impl FnMut(CommandBody) -> Ve
         let Some(command_body::Kind::JoinTransfer(join)) = body.kind else { return Vec::new() };
         let size = join.file.as_ref().map_or(0, |file| file.size_bytes);
         let done = update(&join.transfer_id, TransferState::Done, size);
-        orders.lock().unwrap().push(join);
+        orders.lock().expect("orders").push(join);
         vec![done]
     }
 }
@@ -90,7 +90,7 @@ async fn a_small_file_travels_inside_the_order() {
 }
 
 fn hex(digits: &str) -> Vec<u8> {
-    skein_wire::ids::hex_decode::<32>(digits).unwrap().to_vec()
+    skein_wire::ids::hex_decode::<32>(digits).expect("a root").to_vec()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
