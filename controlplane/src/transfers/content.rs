@@ -19,7 +19,7 @@ pub(super) fn of_request(
     let TransferSource::Content { name, mode, mtime_ms, content_hex } = source else {
         return Ok(None);
     };
-    let invalid = |why: String| TransferError::Invalid(why);
+    let invalid = TransferError::Invalid;
     check_file_name(name.as_bytes())
         .map_err(|error| invalid(format!("file name {name:?}: {error}")))?;
     if mode & !0o7777 != 0 {
@@ -53,7 +53,7 @@ pub(super) fn of_request(
 /// The bytes of hexadecimal digits; none for others, and for more than an order carries.
 fn decode(digits: &str) -> Option<Bytes> {
     let digits = digits.as_bytes();
-    if digits.len() % 2 != 0 || digits.len() as u64 > 2 * INLINE_BYTES_MAX {
+    if !digits.len().is_multiple_of(2) || digits.len() as u64 > 2 * INLINE_BYTES_MAX {
         return None;
     }
     let digit = |digit: u8| (digit as char).to_digit(16);

@@ -157,10 +157,9 @@ fn standing(entry: &Entry, now_ms: i64) -> Standing {
     // Hosts that failed are none any more.
     let hosts =
         entry.hosts.iter().filter(|host| !host.state().is_final() || host.state() == Host::Done);
-    let (mut standing, mut count) =
-        (Standing { bytes: 0, total: 0, bytes_s: 0.0, open: 0, hosts: 0 }, 0);
+    let mut standing = Standing { bytes: 0, total: 0, bytes_s: 0.0, open: 0, hosts: 0 };
     for host in hosts {
-        count += 1;
+        standing.hosts += 1;
         standing.total += size;
         standing.bytes += host.run.verified_bytes;
         if !host.state().is_final() {
@@ -168,5 +167,5 @@ fn standing(entry: &Entry, now_ms: i64) -> Standing {
             standing.bytes_s += host.pace.bytes_s(now_ms);
         }
     }
-    Standing { hosts: count, ..standing }
+    standing
 }
