@@ -91,6 +91,8 @@ fn the_document_states_what_the_planner_reckons_with() {
         ("default_rtt_ms", settings.default_rtt_ms),
         ("hash_bytes_s", settings.hash_bytes_s as f64),
         ("start_ms", settings.start_ms),
+        ("session_rtts", settings.session_rtts),
+        ("inline_ms", settings.inline_ms),
         ("host_ms", settings.host_ms),
         ("inline_host_ms", settings.inline_host_ms),
         ("commit_ms", settings.commit_ms),

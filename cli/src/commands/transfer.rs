@@ -106,6 +106,9 @@ fn show_one(context: &Context, detail: &TransferDetail) -> Result<(), CliError> 
     if !transfer.why.is_empty() {
         show::line(&transfer.why)?;
     }
+    if !transfer.judgement.is_empty() {
+        show::line(&transfer.judgement)?;
+    }
     if !transfer.error.is_empty() {
         show::line(&show::printable(transfer.error.clone()))?;
     }

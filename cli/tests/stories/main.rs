@@ -7,6 +7,7 @@
 mod cancelling;
 mod crashes;
 mod disks;
+mod gears;
 mod identity;
 mod joining;
 mod metrics;

@@ -34,7 +34,7 @@ const FREE_BYTES_MIN: u64 = 256 * 1024 * 1024;
 /// Files in the cache.
 const FILES_MAX: usize = 10_000;
 /// Piece sizes are chosen for this many hosts: the targets are not known yet at upload.
-const HOSTS_ASSUMED: u32 = 1_000;
+pub(super) const HOSTS_ASSUMED: u32 = 1_000;
 /// Where data processes keep what they know of partial files.
 const FETCH_STATE: &str = ".fetch";
 /// How the names of their partial files begin.
