@@ -247,6 +247,7 @@ fn upload(path: &Path, context: &Context) -> Result<TransferSource, CliError> {
     // A file that grows while it is sent is cut at the length that was promised.
     let mut content = Reading::new((&file).take(length), &mut progress);
     let upload = context.client.upload(&query, length, &mut content);
+    let cannot = CliError::io(format!("cannot read {}", path.display()));
     let after = file.metadata().map_err(cannot)?;
     match upload {
         // The server has a mixture, which it drops when nobody asks for it.
