@@ -1,4 +1,4 @@
-//! Fetching one file: checks, a channel, the leecher, the partial file, the rename.
+//! Fetching a file or a tree: checks, a channel, the leecher, what is partial, the rename.
 //!
 //! The file appears under its name only when every block was proved against the signed root and
 //! flushed. A channel that breaks is dialled again and the transfer goes on where it was; it ends
@@ -11,11 +11,9 @@ use std::time::Duration;
 
 use skein_filemesh::core::download::Download;
 use skein_filemesh::core::leecher::{Action, Failure, Leecher, LeecherOptions};
-use skein_filemesh::core::manifest::{MODE_MASK, Manifest};
+use skein_filemesh::core::manifest::Manifest;
 use skein_filemesh::core::peer_wire::{Handshake, info_hash, peer_id};
-use skein_filemesh::engine::{
-    Attributes, FileError, Inbound, Owner, PartialFile, Taken, TargetDir,
-};
+use skein_filemesh::engine::{FileError, Inbound, Taken};
 use skein_observe::names;
 use skein_wire::hello::ChannelKind;
 use skein_wire::ids::TransferId;
@@ -24,11 +22,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio::task::JoinError;
 
-use super::{Settings, Shared, cancelled, swarm};
+use super::arriving::Arriving;
+use super::{Shared, cancelled, swarm};
 use crate::clock;
 use crate::link::{LinkStream, Redial};
 use crate::mesh::Mesh;
-use crate::paths::{Access, PathError, file_name};
+use crate::paths::PathError;
 
 /// Without a new block for this long a transfer fails. Longer than a server's upgrade.
 const STUCK_MS: u64 = 900_000;
@@ -73,7 +72,7 @@ enum ChannelEnd {
 struct Fetch<'a> {
     shared: &'a Shared,
     id: TransferId,
-    file: PartialFile,
+    file: Arriving,
     /// When the last new block came.
     progress_ms: u64,
     verified_bytes: u64,
@@ -96,7 +95,7 @@ pub(super) async fn run<'a>(
     if result.is_err() {
         let settings = shared.settings.clone();
         // A folder that is not there, or not for us, has nothing of ours.
-        let _ = shared.on_disk(move || discard(&settings, &id, &join)).await;
+        let _ = shared.on_disk(move || Arriving::discard(&settings, &id, &join)).await;
     }
     result
 }
@@ -115,18 +114,9 @@ async fn whole<'a>(
     let _turn = turn.map_err(|_| FetchEnd::Failed("the agent stops".into()))?;
     let info = join.file.clone().unwrap_or_default();
     let manifest = Manifest::from_info(&info).map_err(|e| FetchEnd::Failed(e.to_string()))?;
-    let mode = if join.mode == 0 { manifest.mode } else { join.mode };
-    if mode & !MODE_MASK != 0 {
-        return Err(FetchEnd::Failed(format!("mode {mode:o} has bits that are no permissions")));
-    }
-    let attributes = Attributes {
-        mode,
-        owner: Owner::parse(&join.owner)?,
-        mtime_ms: (manifest.mtime_ms != 0).then_some(manifest.mtime_ms),
-    };
     let (settings, order, expected) = (shared.settings.clone(), join.clone(), manifest.clone());
-    let mut file = shared.on_disk(move || open(&settings, &id, &order, &expected)).await??;
-    file.use_memory(&shared.memory, 0);
+    let mut file = shared.on_disk(move || Arriving::open(&settings, &id, &order, &expected)).await??;
+    file.use_memory(&shared.memory);
     let mut update = super::update(&id, TransferState::Running);
     update.verified_bytes = 0;
     shared.board.set(id, update);
@@ -135,7 +125,7 @@ async fn whole<'a>(
         let endpoint = mesh.register(id, manifest.root);
         let endpoint = endpoint.map_err(|error| FetchEnd::Failed(error.to_string()))?;
         let rate_limit_bytes_per_s = join.rate_limit_bytes_per_s;
-        let order = swarm::Order { id, manifest, attributes, rate_limit_bytes_per_s };
+        let order = swarm::Order { id, manifest, rate_limit_bytes_per_s };
         return swarm::Run::fetch(shared, endpoint, file, order, &mut cancel).await.map(Some);
     }
     let progress_ms = clock::now_ms();
@@ -149,8 +139,7 @@ async fn whole<'a>(
     };
     match fetched {
         Ok(()) => {
-            let file = fetch.file;
-            shared.on_disk(move || file.finish(&attributes)).await??;
+            shared.finish(fetch.file).await?;
             Ok(None)
         }
         Err(end) => {
@@ -162,32 +151,6 @@ async fn whole<'a>(
             Err(end)
         }
     }
-}
-
-/// Checks where the file shall go and opens its partial file there.
-fn open(
-    settings: &Settings,
-    id: &TransferId,
-    join: &JoinTransfer,
-    manifest: &Manifest,
-) -> Result<PartialFile, FetchEnd> {
-    let rules = &settings.rules;
-    let name = file_name(&join.file_name)?;
-    // The rules are asked before a folder is made, and again about what was really opened.
-    let folder = rules.open_folder(Access::Write, &join.directory, join.create_directory)?;
-    rules.check(Access::Write, &folder.path.join(name))?;
-    let dir = TargetDir::open(&folder.path, false)?.keep_free(settings.limits.keep_free_bytes);
-    rules.check(Access::Write, &dir.resolved()?.join(name))?;
-    let name = std::os::unix::ffi::OsStrExt::as_bytes(name);
-    Ok(PartialFile::open(dir, name, id, manifest, &settings.dir)?)
-}
-
-/// Removes what an earlier worker left of a transfer that will not be continued.
-fn discard(settings: &Settings, id: &TransferId, join: &JoinTransfer) -> Result<(), FetchEnd> {
-    let folder = settings.rules.open_folder(Access::Write, &join.directory, false)?;
-    let dir = TargetDir::open(&folder.path, false)?;
-    settings.rules.check(Access::Write, &dir.resolved()?)?;
-    Ok(PartialFile::discard(&dir, id, &settings.dir)?)
 }
 
 impl Fetch<'_> {
@@ -309,7 +272,7 @@ impl Fetch<'_> {
                 match action {
                     Action::Write { offset, data } => {
                         let length = data.len() as u64;
-                        taken.write_to(&mut self.file, offset, data)?;
+                        self.file.write(taken, offset, data)?;
                         self.received.increment(length);
                         leecher.written(length, clock::now_ms(), actions);
                     }

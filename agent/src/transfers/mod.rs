@@ -1,4 +1,4 @@
-//! Files: fetched because a signed command says so, and offered to the server.
+//! Files and trees: fetched because a signed command says so, and offered to the server.
 //!
 //! One thread with its own small runtime does all of it, from TLS to disk, so that neither bulk
 //! cryptography nor a stalled disk is ever in the way of a heartbeat; flushes, which may take
@@ -11,6 +11,7 @@
 //!                          offer: hash, FileOffer, channel, seeder until served or expired
 //! ```
 
+mod arriving;
 mod board;
 mod fetch;
 mod offer;
@@ -33,6 +34,7 @@ use skein_wire::signal::v1::{
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::JoinError;
 
+use self::arriving::Arriving;
 use self::board::Board;
 use self::fetch::FetchEnd;
 use crate::clock;
@@ -145,6 +147,9 @@ struct Shared {
     running: Semaphore,
     hashing: Semaphore,
     disk_steps: Semaphore,
+    /// Trees take their places one after the other, so that of two for one folder the later one
+    /// stands there whole.
+    placing: Semaphore,
     /// Where bytes arrive and wait for the disk.
     memory: BlockMemory,
 }
@@ -185,6 +190,7 @@ async fn run(settings: Settings, peers: Option<TcpListener>, mut inbox: mpsc::Re
         running: Semaphore::new(concurrent),
         hashing: Semaphore::new(1),
         disk_steps: Semaphore::new(DISK_STEPS_MAX),
+        placing: Semaphore::new(1),
         memory: BlockMemory::default(),
     });
     let (ended, mut endings) = mpsc::unbounded_channel();
@@ -356,6 +362,16 @@ impl Shared {
         // The semaphore is never closed.
         let _turn = self.disk_steps.acquire().await;
         tokio::task::spawn_blocking(step).await
+    }
+
+    /// Puts what has arrived in its place.
+    async fn finish(&self, arriving: Arriving) -> Result<(), FetchEnd> {
+        // The semaphore is never closed.
+        let _turn = match arriving {
+            Arriving::Tree(_) => self.placing.acquire().await.ok(),
+            Arriving::File(..) => None,
+        };
+        self.on_disk(move || arriving.finish()).await?
     }
 
     async fn keep_order(&self, id: TransferId, join: JoinTransfer) -> Result<(), FetchEnd> {

@@ -1,9 +1,9 @@
-//! `skein push FILE --to SELECTOR:DIR`: one file to many hosts, from here or from an agent.
+//! `skein push PATH... --to SELECTOR:DIR`: files and directories to many hosts, from here or from an
+//! agent.
 
-use std::fs::File;
-use std::io::Read;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+mod paths;
+
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueHint};
@@ -12,10 +12,12 @@ use skein_controlplane::api::types::{
     TransferSource,
 };
 
+use self::paths::{Sent, TreeArgs};
 use super::{Context, Outcome};
+use crate::args::SELECTOR_HELP;
 use crate::client::{transfer_done, word};
 use crate::error::{CliError, EXIT_OK, EXIT_PARTIAL};
-use crate::progress::{Progress, Reading};
+use crate::progress::Progress;
 use crate::quantity::{self, parse_bytes, parse_duration_ms, parse_mode};
 use crate::show::{self, Table};
 
@@ -23,30 +25,52 @@ use crate::show::{self, Table};
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// How `push` is written.
-const USAGE: &str = "skein push [OPTIONS] <FILE> --to <SELECTOR:DIR>
+const USAGE: &str = "skein push [OPTIONS] <PATH>... --to <SELECTOR:DIR>
        skein push [OPTIONS] --from <AGENT:PATH> --to <SELECTOR:DIR>";
+
+/// How it is used.
+const EXAMPLES: &str = "\
+Examples:
+  skein push app.tar --to role=web:/opt/app --mkdir     a file
+  skein push ./release --to all:/srv                    a directory, as /srv/release
+  skein push ./release/ --to all:/srv/app               what is in it, into /srv/app
+  skein push a.conf b.conf conf.d --to all:/etc/app     several paths
+  skein push './logs/*.gz' --to role=archive:/logs      a pattern that your shell did not expand
+  skein push ./build/ --match '\\.so$' --exclude 'test*' --to all:/usr/local/lib
+  skein push --from web-1:/var/log/app/ --match '\\.gz$' --to role=archive:/logs
+  skein push ./site/ --to all:/srv/site --preserve mode,times,owner --existing refuse
+
+Files arrive whole and by rename, all of a push after the last byte was proved. A directory that is not
+there yet appears in one step; into one that is there, files are renamed one by one, and what the push
+does not have stays. Holes of files travel and land as holes.";
+
+/// What stands below the flags.
+pub fn help() -> String {
+    format!("{EXAMPLES}\n\n{SELECTOR_HELP}")
+}
 
 /// Flags of `push`.
 #[derive(Args, Debug)]
 #[command(override_usage = USAGE)]
 pub struct PushArgs {
-    /// A file of this machine
+    /// Files, directories (with `/` at the end: what is in them) and patterns of this machine
     #[arg(
         required_unless_present = "from",
         conflicts_with = "from",
-        value_hint = ValueHint::FilePath
+        value_name = "PATH",
+        value_hint = ValueHint::AnyPath
     )]
-    file: Option<PathBuf>,
-    /// A file of a host instead: AGENT:/path
+    paths: Vec<PathBuf>,
+    /// A path of a host instead, which may be a pattern: AGENT:/path
     #[arg(long, value_name = "AGENT:PATH")]
     from: Option<String>,
     /// Which hosts, and into which folder: SELECTOR:/folder
     #[arg(long, value_name = "SELECTOR:DIR")]
     to: String,
-    /// Name at the targets [default: the file's own]
+    /// Name at the targets, of one file or directory [default: its own]
     #[arg(long)]
     name: Option<String>,
-    /// Permission bits at the targets, octal [default: the file's own, without set-id bits]
+    /// Permission bits of files at the targets, octal [default: their own, without set-id bits]
     #[arg(long, value_parser = parse_mode)]
     mode: Option<u32>,
     /// Owner at the targets: user or user:group [default: the agent's]
@@ -55,6 +79,8 @@ pub struct PushArgs {
     /// Make the folder where it is missing
     #[arg(long)]
     mkdir: bool,
+    #[command(flatten)]
+    tree: TreeArgs,
     /// Bytes per second to each host, as in 20M
     #[arg(long, value_parser = parse_bytes, value_name = "RATE")]
     limit: Option<u64>,
@@ -72,25 +98,25 @@ pub struct PushArgs {
     detach: bool,
 }
 
-/// Uploads (or names) the file, starts the transfer and follows it to its end.
+/// Uploads (or names) what is to be sent, starts the transfer and follows it to its end.
 pub fn run(args: &PushArgs, context: &Context) -> Outcome {
     let (targets, directory) = split_place(&args.to, "--to SELECTOR:/folder")?;
-    let source = match (&args.file, &args.from) {
-        (Some(file), _) => {
+    let sent = match &args.from {
+        None => {
             somebody(targets, context)?;
-            upload(file, context)?
+            paths::upload(&args.paths, args.name.as_deref(), &args.tree, context)?
         }
-        (None, Some(from)) => {
+        Some(from) => {
             let (agent, path) = split_place(from, "--from AGENT:/path")?;
-            TransferSource::Agent { agent: agent.to_owned(), path: path.to_owned() }
+            let source = TransferSource::Agent { agent: agent.to_owned(), path: path.to_owned() };
+            Sent { source, file_name: args.name.clone(), tree: args.tree.request() }
         }
-        (None, None) => return Err(CliError::Usage("give a FILE or --from AGENT:/path".into())),
     };
     let request = TransferRequest {
-        source,
+        source: sent.source,
         targets: targets.to_owned(),
         directory: directory.to_owned(),
-        file_name: args.name.clone(),
+        file_name: sent.file_name,
         mode: args.mode,
         owner: args.owner.clone(),
         create_directory: args.mkdir,
@@ -98,6 +124,7 @@ pub fn run(args: &PushArgs, context: &Context) -> Outcome {
         gear: Some(args.gear.clone()),
         deliver_within_ms: Some(args.deliver_within),
         timeout_ms: Some(args.timeout),
+        tree: sent.tree,
     };
     let transfer: Transfer = context.client.post("/transfers", &request)?;
     if args.detach {
@@ -120,7 +147,7 @@ fn split_place<'a>(text: &'a str, form: &str) -> Result<(&'a str, &'a str), CliE
     }
 }
 
-/// A large file is not sent to the server for nobody.
+/// Much is not sent to the server for nobody.
 fn somebody(targets: &str, context: &Context) -> Result<(), CliError> {
     let query = [("selector", targets.to_owned()), ("limit", "1".to_owned())];
     let page: AgentList = context.client.get("/agents", &query)?;
@@ -133,40 +160,6 @@ fn somebody(targets: &str, context: &Context) -> Result<(), CliError> {
     Ok(())
 }
 
-fn upload(path: &Path, context: &Context) -> Result<TransferSource, CliError> {
-    let cannot = |error| CliError::io(format!("cannot read {}", path.display()))(error);
-    let file = File::open(path).map_err(cannot)?;
-    let metadata = file.metadata().map_err(cannot)?;
-    if !metadata.is_file() {
-        return Err(CliError::Usage(format!("{} is not a regular file", path.display())));
-    }
-    let name = path.file_name().and_then(|name| name.to_str()).ok_or_else(|| {
-        CliError::Usage(format!("the name of {} is not UTF-8; give --name", path.display()))
-    })?;
-    let modified = metadata.modified().ok();
-    let mtime = modified.and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
-    let mut query = vec![
-        ("name", name.to_owned()),
-        ("mode", (metadata.permissions().mode() & 0o7777).to_string()),
-    ];
-    query.extend(mtime.map(|time| ("mtime_ms", time.as_millis().to_string())));
-    let length = metadata.len();
-    let mut progress = Progress::new(&format!("upload {name}"), length, true, context.json);
-    // A file that grows while it is sent is cut at the length that was promised.
-    let mut content = Reading::new(file.take(length), &mut progress);
-    let upload = context.client.upload(&query, length, &mut content);
-    match upload {
-        Ok(upload) => {
-            progress.finish(&format!("{} to the server", quantity::bytes(length)));
-            Ok(TransferSource::Upload { upload_id: upload.upload_id })
-        }
-        Err(error) => {
-            progress.clear();
-            Err(error)
-        }
-    }
-}
-
 /// Waits for the end of a transfer, with progress.
 pub fn follow(context: &Context, id: &str) -> Result<TransferDetail, CliError> {
     let path = format!("/transfers/{id}");
@@ -176,8 +169,8 @@ pub fn follow(context: &Context, id: &str) -> Result<TransferDetail, CliError> {
         let page: TransferDetail = context.client.get_patiently(&path, &[("limit", "1".into())])?;
         let transfer = page.transfer;
         let note = match transfer.phase {
-            TransferPhase::Offering => "the source hashes the file".to_owned(),
-            TransferPhase::Fetching => "the server takes the file from its source".to_owned(),
+            TransferPhase::Offering => "the source hashes what it offers".to_owned(),
+            TransferPhase::Fetching => "the server takes it from its source".to_owned(),
             _ => {
                 let hosts = show::plural(transfer.hosts_total, "host");
                 let rate = match transfer.bytes_per_s {

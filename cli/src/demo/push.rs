@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use skein_controlplane::api::types::{
-    Transfer, TransferDetail, TransferPhase, TransferRequest, TransferSource,
+    Transfer, TransferDetail, TransferPhase, TransferRequest, TransferSource, TreeRequest,
 };
 
 use super::chapter;
@@ -57,6 +57,7 @@ pub fn show(fleet: &Fleet, file: &Path) -> Result<PushReport, CliError> {
             gear: None,
             deliver_within_ms: None,
             timeout_ms: None,
+            tree: TreeRequest::default(),
         };
         let transfer: Transfer = client.post("/transfers", &request)?;
         transfers.push(transfer.transfer_id);

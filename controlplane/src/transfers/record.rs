@@ -11,7 +11,8 @@ use super::Entry;
 use super::cache::CacheError;
 use super::gear::{self, GearChoice};
 use super::host::{Final, HostPush};
-use crate::api::types::{TransferPhase, TransferRequest, TransferSource, Upload};
+use super::tree;
+use crate::api::types::{TransferPhase, TransferRequest, TransferSource, TreeRequest, Upload};
 use crate::jobs::shelf::{Shelf, Stored};
 use crate::random;
 use crate::registry::{Registry, SelectorError};
@@ -110,6 +111,9 @@ pub struct TransferRecord {
     /// The gear that was asked for; none: the planner's.
     #[serde(default)]
     pub gear_wanted: Option<String>,
+    /// How a tree is taken and put in place.
+    #[serde(default)]
+    pub tree: TreeRequest,
     /// What is wrong with the whole.
     #[serde(default)]
     pub error: String,
@@ -143,6 +147,7 @@ impl TransferRecord {
             return invalid(format!("owner {owner:?} is not `user` or `user:group`"));
         }
         gear::wanted(request.gear.as_deref())?;
+        tree::check(&request.tree)?;
         let timeout_ms = request.timeout_ms.unwrap_or(TIMEOUT_MS);
         let deliver_within_ms = request.deliver_within_ms.unwrap_or(DELIVER_WITHIN_MS);
         if timeout_ms == 0 || timeout_ms.max(deliver_within_ms) > TIMEOUT_MS_MAX {
@@ -167,6 +172,7 @@ impl TransferRecord {
             expire_ms: now_ms + timeout_ms as i64,
             file: None,
             running_ms: None,
+            tree: request.tree,
             error: String::new(),
             cancel_ms: None,
             ended_ms: None,
@@ -181,6 +187,20 @@ impl TransferRecord {
         self.phase = TransferPhase::Running;
         self.file = Some(file);
         self.running_ms = Some(now_ms);
+    }
+
+    /// Refuses what is asked of a tree if `file`, which was uploaded, is none, and what is asked of
+    /// one file if it is.
+    pub fn check_content(&self, file: &Upload) -> Result<(), TransferError> {
+        match file.tree {
+            true if !self.file_name.is_empty() => Err(TransferError::Invalid(
+                "an uploaded tree has its names in it; upload it under another name".into(),
+            )),
+            false if self.tree != TreeRequest::default() => Err(TransferError::Invalid(
+                "what is asked of a tree does not fit an uploaded file; upload it as a tree".into(),
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// The id.
@@ -205,16 +225,20 @@ impl TransferRecord {
 
     /// The order to the targets.
     pub fn order(&self, id: &TransferId) -> JoinTransfer {
+        let is_tree = self.file.as_ref().is_some_and(|file| file.tree);
         JoinTransfer {
             transfer_id: id.to_bytes(),
             file: self.file_info(),
             directory: self.directory.clone(),
-            file_name: self.file_name.clone(),
+            file_name: if is_tree { String::new() } else { self.file_name.clone() },
             mode: self.mode,
             owner: self.owner.clone(),
             create_directory: self.create_directory,
             rate_limit_bytes_per_s: self.rate_limit_bytes_per_s,
             meshed: self.gear.is_meshed(),
+            refuse_existing: self.tree.refuse_existing,
+            times_of_arrival: self.tree.times_of_arrival,
+            owners_by_name: self.tree.owners_by_name,
         }
     }
 
@@ -274,6 +298,7 @@ mod tests {
             gear: None,
             deliver_within_ms: None,
             timeout_ms: None,
+            tree: TreeRequest::default(),
         }
     }
 
@@ -281,7 +306,7 @@ mod tests {
     fn hostile_paths_names_and_owners_are_refused() {
         assert!(TransferRecord::from_request(request(), 0).is_ok());
         type Change = fn(&mut TransferRequest);
-        let wrong: [(Change, &str); 9] = [
+        let wrong: [(Change, &str); 10] = [
             (|r| r.directory = "opt".into(), "absolute"),
             (|r| r.directory = "/opt/../etc".into(), "absolute"),
             (|r| r.directory = "/a\0b".into(), "absolute"),
@@ -291,6 +316,7 @@ mod tests {
             (|r| r.owner = Some("a b".into()), "owner"),
             (|r| r.owner = Some("a:b:c".into()), "owner"),
             (|r| r.timeout_ms = Some(u64::MAX), "timeouts"),
+            (|r| r.tree.matching = vec!["(".into()], "pattern"),
         ];
         for (change, hint) in wrong {
             let mut request = request();

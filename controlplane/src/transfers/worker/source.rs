@@ -7,7 +7,7 @@ use skein_wire::fleet::v1::{FetchFile, FetchResult};
 use skein_wire::ids::{TransferId, hex_encode};
 use skein_wire::signal::v1::{FileOffer, OfferFile, command_body};
 
-use super::super::{Entry, TransferError};
+use super::super::{Entry, TransferError, tree};
 use super::{Group, Worker, begin};
 use crate::api::types::{TransferPhase, TransferSource, Upload};
 use crate::clock;
@@ -71,6 +71,7 @@ impl Worker {
             piece_bytes: info.piece_bytes,
             mode: info.mode,
             mtime_ms: info.mtime_ms,
+            tree: info.tree,
             created_ms: now_ms,
             expires_ms: now_ms,
         };
@@ -111,7 +112,7 @@ impl Worker {
         let manifest = Manifest::from_info(&info)
             .map_err(|error| TransferError::Invalid(error.to_string()))?;
         let cache = &self.transfers.cache;
-        let upload = cache.keep(id, &manifest).await?;
+        let upload = cache.keep(id, &manifest, info.tree).await?;
         cache.pin(&id);
         record.run(upload, clock::now_ms());
         if let Some(entry) = self.transfers.lock().get(&id) {
@@ -128,7 +129,7 @@ impl Worker {
     pub(super) async fn ask_source(&mut self, id: TransferId) {
         let Some(record) = self.record(&id) else { return };
         let (Some(source), TransferSource::Agent { path, .. }) =
-            (record.source_id(), record.source)
+            (record.source_id(), record.source.clone())
         else {
             return;
         };
@@ -138,7 +139,8 @@ impl Worker {
         if let Some(entry) = self.transfers.lock().get_mut(&id) {
             entry.asked_ms = clock::now_ms();
         }
-        let order = OfferFile { transfer_id: id.to_bytes(), path, piece_bytes: 0 };
+        let tree = Some(tree::rules(&record.tree, &record.file_name));
+        let order = OfferFile { transfer_id: id.to_bytes(), path, piece_bytes: 0, tree };
         self.send(id, command_body::Kind::OfferFile(order), record.expire_ms, &[source]).await;
     }
 
