@@ -56,7 +56,9 @@ impl Arriving {
     ) -> Result<Self, FetchEnd> {
         if join.mode & !MODE_MASK != 0 {
             let mode = join.mode;
-            return Err(FetchEnd::Failed(format!("mode {mode:o} has bits that are no permissions")));
+            return Err(FetchEnd::Failed(format!(
+                "mode {mode:o} has bits that are no permissions"
+            )));
         }
         let (owner, rules) = (Owner::parse(&join.owner)?, &settings.rules);
         // The rules are asked before a folder is made, and again about what was really opened.
@@ -219,17 +221,10 @@ impl ArrivingTree {
 
 impl Whole {
     /// Appends `len` bytes at `offset` to `out`.
-    pub fn append_at(
-        &mut self,
-        offset: u64,
-        len: usize,
-        out: &mut Vec<u8>,
-    ) -> std::io::Result<()> {
+    pub fn append_at(&mut self, offset: u64, len: usize, out: &mut Vec<u8>) -> std::io::Result<()> {
         match self {
             Self::File(file) => skein_filemesh::engine::append_at(file, offset, len, out),
-            Self::Tree(tree) => {
-                tree.append_at(offset, len, out).map_err(std::io::Error::other)
-            }
+            Self::Tree(tree) => tree.append_at(offset, len, out).map_err(std::io::Error::other),
         }
     }
 }

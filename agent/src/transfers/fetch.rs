@@ -115,7 +115,8 @@ async fn whole<'a>(
     let info = join.file.clone().unwrap_or_default();
     let manifest = Manifest::from_info(&info).map_err(|e| FetchEnd::Failed(e.to_string()))?;
     let (settings, order, expected) = (shared.settings.clone(), join.clone(), manifest.clone());
-    let mut file = shared.on_disk(move || Arriving::open(&settings, &id, &order, &expected)).await??;
+    let mut file =
+        shared.on_disk(move || Arriving::open(&settings, &id, &order, &expected)).await??;
     file.use_memory(&shared.memory);
     let mut update = super::update(&id, TransferState::Running);
     update.verified_bytes = 0;

@@ -18,4 +18,5 @@ mod stalls;
 mod strangers;
 mod supervising;
 mod tls;
+mod trees;
 mod world;

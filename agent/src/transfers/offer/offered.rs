@@ -46,7 +46,8 @@ pub(super) fn find(rules: &PathRules, order: &OfferFile) -> Result<Offered, Stri
             Err(_) => {
                 let (file, real) = rules.open_file(name).map_err(|error| text(&error))?;
                 let as_it_is = given.len() == 1
-                    && *asked == TreeRules {
+                    && *asked
+                        == TreeRules {
                             hard_links: asked.hard_links,
                             name: asked.name.clone(),
                             ..TreeRules::default()

@@ -178,7 +178,7 @@ impl TreeStage {
         let mut merge = match tree_sys::open_dir(self.dir.as_fd(), &self.name) {
             Ok(root) => {
                 Some(Merge::plan(&writer.listing, root, path.clone(), self.options.existing)?)
-            },
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(error).on("open directory", &path),
         };

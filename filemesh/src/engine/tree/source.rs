@@ -12,6 +12,7 @@ use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -151,32 +152,16 @@ impl TreeReader {
         len: usize,
         out: &mut Vec<u8>,
     ) -> Result<(), FileError> {
-        let start = out.len();
-        let result = self.read(offset, len, out);
-        if result.is_err() {
-            out.truncate(start);
-        }
-        result
-    }
-
-    fn read(&mut self, offset: u64, len: usize, out: &mut Vec<u8>) -> Result<(), FileError> {
         let source = self.source.clone();
-        let end = offset.checked_add(len as u64);
-        let end = end.filter(|end| *end <= source.layout.stream_bytes());
-        let end = end.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput));
-        let end = end.on("read past the stream of", &source.path)?;
-        for part in source.layout.parts(offset..end) {
-            match part {
-                Part::Listing(range) => {
-                    out.extend_from_slice(
-                        &source.encoded[range.start as usize..range.end as usize],
-                    );
-                }
-                Part::Padding(len) => out.resize(out.len() + len as usize, 0),
-                Part::File { entry, offset, len } => self.read_file(entry, offset, len, out)?,
+        let range = offset..offset.saturating_add(len as u64);
+        append_parts(&source.layout, range, &source.path, out, |part, out| match part {
+            Part::Listing(range) => {
+                out.extend_from_slice(&source.encoded[range.start as usize..range.end as usize]);
+                Ok(())
             }
-        }
-        Ok(())
+            Part::Padding(len) => zeros(len, out),
+            Part::File { entry, offset, len } => self.read_file(entry, offset, len, out),
+        })
     }
 
     fn read_file(
@@ -276,6 +261,35 @@ const OPEN_FLAGS: libc::c_int = libc::O_RDONLY | libc::O_NOFOLLOW | libc::O_NONB
 fn open_listed(dirs: &mut Dirs, listing: &Listing, entry: u32) -> io::Result<File> {
     let dir = dirs.get(listing, listing.parent(entry))?;
     sys::open_at(dir.as_fd(), listing.name(entry), OPEN_FLAGS, 0).map(File::from)
+}
+
+/// Appends what `read` makes of the parts of `range`, which must be within the stream; on failure
+/// `out` is as before.
+pub(super) fn append_parts(
+    layout: &Layout,
+    range: Range<u64>,
+    path: &Path,
+    out: &mut Vec<u8>,
+    mut read: impl FnMut(Part, &mut Vec<u8>) -> Result<(), FileError>,
+) -> Result<(), FileError> {
+    if range.end > layout.stream_bytes() {
+        let source = io::Error::from(io::ErrorKind::UnexpectedEof);
+        return Err(source).on("read past the end of", path);
+    }
+    let start = out.len();
+    for part in layout.parts(range) {
+        if let Err(error) = read(part, out) {
+            out.truncate(start);
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+/// What lies between files.
+pub(super) fn zeros(len: u64, out: &mut Vec<u8>) -> Result<(), FileError> {
+    out.resize(out.len() + len as usize, 0);
+    Ok(())
 }
 
 /// Directory and name of a path.

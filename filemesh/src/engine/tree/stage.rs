@@ -14,10 +14,10 @@
 //! is a claim here as there: who resumes proves them by [`TreeStage::append_at`] first.
 
 use super::remove::remove_tree;
+use super::scan::Skipped;
+use super::source::{TreeReader, TreeSource, append_parts, zeros};
 use super::sys as tree_sys;
 use super::writer::{Padding, TreeWriter};
-use super::scan::Skipped;
-use super::source::{TreeReader, TreeSource};
 use super::{Ownership, place};
 use crate::core::bitfield::Bitfield;
 use crate::core::geometry::{BLOCK_BYTES, Geometry};
@@ -260,7 +260,8 @@ impl TreeStage {
         let owners = self.options.ownership.resolve(&listing)?;
         let base = self.dir.entry(&self.staged_name).join("tree");
         let root = tree_sys::open_dir(self.staged.as_fd(), TREE).on("open directory", &base)?;
-        let mut writer = TreeWriter::new(listing, layout, Arc::new(root), base, owners, &self.options);
+        let mut writer =
+            TreeWriter::new(listing, layout, Arc::new(root), base, owners, &self.options);
         writer.make_skeleton()?;
         self.move_early(&mut writer)?;
         self.writer = Some(writer);
@@ -341,34 +342,18 @@ impl TreeStage {
         len: usize,
         out: &mut Vec<u8>,
     ) -> Result<(), FileError> {
-        let start = out.len();
-        let result = self.read(offset, len, out);
-        if result.is_err() {
-            out.truncate(start);
-        }
-        result
-    }
-
-    fn read(&mut self, offset: u64, len: usize, out: &mut Vec<u8>) -> Result<(), FileError> {
         let Some(writer) = &mut self.writer else {
             return self.stream.append_at(offset, len, out);
         };
         let (layout, stream) = (writer.layout.clone(), &self.stream);
-        let end = offset.checked_add(len as u64).filter(|end| *end <= layout.stream_bytes());
-        let end = end.ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof));
-        let end = end.on("read past the end of", stream.path())?;
-        for part in layout.parts(offset..end) {
-            match part {
-                Part::Listing(range) => {
-                    stream.append_at(range.start, (range.end - range.start) as usize, out)?;
-                }
-                Part::Padding(len) => out.resize(out.len() + len as usize, 0),
-                Part::File { entry, offset, len } => {
-                    writer.read(entry, offset, len as usize, out)?;
-                }
+        let range = offset..offset.saturating_add(len as u64);
+        append_parts(&layout, range, stream.path(), out, |part, out| match part {
+            Part::Listing(range) => {
+                stream.append_at(range.start, (range.end - range.start) as usize, out)
             }
-        }
-        Ok(())
+            Part::Padding(len) => zeros(len, out),
+            Part::File { entry, offset, len } => writer.read(entry, offset, len as usize, out),
+        })
     }
 
     /// Reads what is complete, from here and, as soon as it has moved there, from its final place;
