@@ -325,4 +325,37 @@ mod tests {
             assert!(error.contains(hint), "{hint}: {error}");
         }
     }
+
+    #[test]
+    fn an_agent_that_does_not_know_trees_refuses_the_order_of_one() {
+        let file = |tree| Upload {
+            upload_id: "x".into(),
+            name: "release".into(),
+            size_bytes: 7,
+            root: "00".repeat(32),
+            piece_bytes: 65_536,
+            mode: 0,
+            mtime_ms: 0,
+            tree,
+            created_ms: 0,
+            expires_ms: 0,
+        };
+        for tree in [true, false] {
+            let asked = TransferRequest {
+                tree: TreeRequest { refuse_existing: tree, ..TreeRequest::default() },
+                ..request()
+            };
+            let mut record = TransferRecord::from_request(asked, 0).unwrap();
+            record.check_content(&file(tree)).unwrap();
+            assert_eq!(record.check_content(&file(!tree)).is_err(), tree);
+            record.run(file(tree), 0);
+            let order = record.order(&TransferId([1; 16]));
+            assert_eq!(order.file.unwrap().tree, tree);
+            assert_eq!(order.file_name, if tree { "" } else { "release" });
+            assert_eq!(order.refuse_existing, tree);
+        }
+        let mut named = TransferRecord::from_request(request(), 0).unwrap();
+        named.file_name = "other".into();
+        assert!(named.check_content(&file(true)).is_err(), "a tree has its names in it");
+    }
 }
