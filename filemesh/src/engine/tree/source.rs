@@ -226,7 +226,7 @@ impl TreeReader {
             Strictness::Serving => now.same_content(&then()),
             Strictness::Arrived { own_times } => {
                 let listing = &self.source.listing;
-                let same_time = own_times || now.mtime_ns == listing.meta(entry).mtime_ns;
+                let same_time = own_times || is_kept_as(now.mtime_ns, listing.meta(entry).mtime_ns);
                 match listing.kind(entry) {
                     Kind::File { size_bytes } | Kind::Sparse { size_bytes, .. } => {
                         now.size_bytes == size_bytes && same_time
@@ -254,6 +254,12 @@ impl Moved {
         }
         self.dirs.as_mut()
     }
+}
+
+/// Whether a file system keeps the time `set` as `found`: exactly, or in seconds or pairs of them.
+fn is_kept_as(found: i64, set: i64) -> bool {
+    const SECOND: i64 = 1_000_000_000;
+    found == set || (found % SECOND == 0 && (0..2 * SECOND).contains(&set.saturating_sub(found)))
 }
 
 const OPEN_FLAGS: libc::c_int = libc::O_RDONLY | libc::O_NOFOLLOW | libc::O_NONBLOCK;
