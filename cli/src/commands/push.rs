@@ -40,9 +40,9 @@ Examples:
   skein push --from web-1:/var/log/app/ --match '\\.gz$' --to role=archive:/logs
   skein push ./site/ --to all:/srv/site --preserve mode,times,owner --existing refuse
 
-Files arrive whole and by rename, all of a push after the last byte was proved. A directory that is not
-there yet appears in one step; into one that is there, files are renamed one by one, and what the push
-does not have stays. Holes of files travel and land as holes.";
+Files arrive whole and by rename, all of a push after its last byte was proved. A directory that
+is not there yet appears in one step; into one that is there, files are renamed one by one, and
+what the push does not have stays. Holes of files travel and land as holes.";
 
 /// What stands below the flags.
 pub fn help() -> String {
