@@ -24,4 +24,5 @@ mod stalls;
 mod strangers;
 mod supervising;
 mod tls;
+mod trees;
 mod world;

@@ -1,4 +1,4 @@
-//! Transfers: one file to many hosts.
+//! Transfers: a file or a tree to many hosts.
 //!
 //! ```text
 //! upload ──────────────────────────────► running ─► ended
@@ -20,6 +20,7 @@ mod meshes;
 mod pace;
 mod rates;
 mod record;
+mod tree;
 mod worker;
 
 use std::collections::{BTreeMap, HashMap};
@@ -31,7 +32,7 @@ use skein_filemesh::core::planner::{Decision, PlannerSettings};
 use skein_wire::ids::{AgentId, TransferId};
 use tokio::sync::{Notify, mpsc, oneshot};
 
-pub use cache::{Cache, CacheError, CacheLimits};
+pub use cache::{Cache, CacheError, CacheLimits, Content};
 pub use host::{Final, HostPush};
 pub use membership::{Link, Membership, MembershipSendError, links_of};
 pub use record::{TransferError, TransferRecord};
@@ -162,6 +163,7 @@ impl Entry {
             targets: record.targets.clone(),
             directory: record.directory.clone(),
             file_name: record.file_name.clone(),
+            tree: record.file.as_ref().is_some_and(|file| file.tree),
             gear: record.gear.gear.clone(),
             why: record.gear.why.clone(),
             predicted_ms: record.gear.predicted_ms,
@@ -306,6 +308,10 @@ impl Transfers {
             TransferSource::Upload { upload_id } => {
                 let upload = upload_id.parse().ok().and_then(|id| self.cache.pin(&id));
                 let upload = upload.ok_or(TransferError::NoUpload(upload_id))?;
+                if let Err(error) = record.check_content(&upload) {
+                    upload.upload_id.parse().iter().for_each(|id| self.cache.unpin(id));
+                    return Err(error);
+                }
                 record.run(upload, now_ms);
             }
             TransferSource::Agent { agent, .. } => {
