@@ -11,10 +11,13 @@
 //! stored before it is seen, and what a dead process had announced is announced again to the next.
 
 mod cache;
+mod counts;
 mod gear;
 mod host;
 mod membership;
 mod meshes;
+mod meter;
+mod progress;
 mod record;
 mod worker;
 
@@ -73,6 +76,8 @@ struct Entry {
     /// Dispatches of its order by this process.
     dispatches: u32,
     speed: Speed,
+    /// What data processes have sent of it.
+    sent: progress::SourceSent,
     /// When the source was last asked to offer or the data process to fetch.
     asked_ms: i64,
     /// The view of an ended transfer, which never changes: lists do not count its hosts again.
@@ -82,7 +87,8 @@ struct Entry {
 impl Entry {
     fn new(record: TransferRecord, hosts: Vec<HostPush>) -> Self {
         let (speed, ended_view) = (Speed::default(), OnceLock::new());
-        Self { record, hosts, dispatches: 0, speed, asked_ms: 0, ended_view }
+        let sent = progress::SourceSent::default();
+        Self { record, hosts, dispatches: 0, speed, sent, asked_ms: 0, ended_view }
     }
 
     fn place(&self, agent: &AgentId) -> Option<usize> {
@@ -145,6 +151,7 @@ impl Entry {
             verified_bytes,
             resumed_bytes,
             bytes_per_s: overall.unwrap_or(self.speed.per_second),
+            progress: progress::progress(self, clock::now_ms()),
         }
     }
 }

@@ -110,6 +110,12 @@ pub struct TransferRecord {
     /// The gear that was asked for; none: the planner's.
     #[serde(default)]
     pub gear_wanted: Option<String>,
+    /// Content that the server sent, as far as it was known at the end.
+    #[serde(default)]
+    pub source_sent_bytes: u64,
+    /// Whether that is all.
+    #[serde(default)]
+    pub source_is_final: bool,
     /// What is wrong with the whole.
     #[serde(default)]
     pub error: String,
@@ -167,6 +173,8 @@ impl TransferRecord {
             expire_ms: now_ms + timeout_ms as i64,
             file: None,
             running_ms: None,
+            source_sent_bytes: 0,
+            source_is_final: false,
             error: String::new(),
             cancel_ms: None,
             ended_ms: None,

@@ -4,6 +4,7 @@ mod enrolment;
 mod harness;
 mod hostile;
 mod operators;
+mod progress;
 mod restart;
 mod running_tasks;
 mod strangers;

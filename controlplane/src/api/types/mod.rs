@@ -33,6 +33,7 @@
 
 mod agents;
 mod lanes;
+mod progress;
 mod routing;
 mod status;
 mod tasks;
@@ -44,6 +45,7 @@ use serde::{Deserialize, Serialize};
 
 pub use agents::*;
 pub use lanes::*;
+pub use progress::*;
 pub use routing::*;
 pub use status::*;
 pub use tasks::*;
