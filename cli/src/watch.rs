@@ -142,7 +142,7 @@ mod tests {
     /// A transfer of 1 GB to 16 hosts, as the API says it, with these fields changed.
     fn transfer(changed: serde_json::Value) -> Transfer {
         let mut fields = serde_json::json!({
-            "transfer_id": "00", "phase": "running", "source": {"kind": "upload", "upload_id": "x"},
+            "transfer_id": "00", "phase": "running", "source": {"upload": {"upload_id": "x"}},
             "targets": "all", "directory": "/opt", "file_name": "f", "gear": "planned",
             "why": "planned: 16 hosts", "predicted_ms": 11_000, "bound_ms": 10_000,
             "size_bytes": 1_000_000_000u64, "root": "", "error": "", "created_ms": 0,
@@ -220,5 +220,35 @@ mod tests {
             lines[5],
             "slow   a-1 25 %, no progress for 10 s; b 0 %, 1.0 MB/s, ends in 3.0 s; c 0 %, not measured"
         );
+    }
+
+    #[test]
+    fn the_guide_explains_every_state_and_phase() {
+        use skein_controlplane::api::types::TransferHostState as Host;
+        const GUIDE: &str = include_str!("../../docs/bulk-distribution.md");
+        let hosts = [
+            Host::Pending,
+            Host::Sent,
+            Host::Waiting,
+            Host::Running,
+            Host::Done,
+            Host::Failed,
+            Host::Refused,
+            Host::Undeliverable,
+            Host::Cancelled,
+            Host::Expired,
+        ];
+        let hosts = hosts.map(|state| crate::client::word(&state));
+        assert_eq!(hosts, STATES, "the order of the line");
+        let phases = [
+            TransferPhase::Offering,
+            TransferPhase::Fetching,
+            TransferPhase::Running,
+            TransferPhase::Ended,
+        ];
+        let phases = phases.map(|phase| crate::client::word(&phase));
+        for word in hosts.iter().chain(&phases) {
+            assert!(GUIDE.contains(&format!("| `{word}` |")), "{word}");
+        }
     }
 }

@@ -91,7 +91,7 @@ fn the_document_describes_the_membership_list() {
     for message in ["TransferPeers", "Peer"] {
         let body = schema.split(&format!("message {message} {{\n")).nth(1).unwrap();
         let fields = body.split("\n}").next().unwrap().lines();
-        for field in fields.filter_map(|line| line.split(" = ").next()?.split(' ').next_back()) {
+        for field in fields.filter_map(|line| line.split_once(" = ")?.0.split(' ').next_back()) {
             assert!(DOCUMENT.contains(&format!("| `{field}` |")), "{message}.{field}");
         }
     }

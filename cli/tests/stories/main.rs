@@ -18,4 +18,5 @@ mod stalls;
 mod strangers;
 mod supervising;
 mod tls;
+mod watching;
 mod world;
