@@ -86,7 +86,13 @@ impl Work for Worker {
                     let place = entry.place(&agent)?;
                     let host = &mut entry.hosts[place];
                     let report = host.report(&update);
-                    if report != Report::Ended && host.state() >= Host::Running {
+                    // A quick host says that it is done before it was heard to run.
+                    let moves = match &report {
+                        Report::Progress => host.state() >= Host::Running,
+                        Report::End(_) => true,
+                        Report::Ended => false,
+                    };
+                    if moves {
                         let bytes = update.verified_bytes.saturating_sub(update.resumed_bytes);
                         let gained = host.meter.note(bytes, update.from_peers_bytes, now_ms);
                         let (gear, registry) = (&entry.record.gear.gear, &self.transfers.registry);
