@@ -60,7 +60,7 @@ fn remaining(end_ms: i64, at_ms: i64) -> String {
 /// What `skein transfer show` says beside the hosts.
 pub fn summary(transfer: &Transfer) -> Vec<String> {
     let progress = &transfer.progress;
-    let mut lines = vec![format!("gear   {}: {}", transfer.gear, show::printable(why(transfer)))];
+    let mut lines = vec![format!("gear   {}", show::printable(why(transfer)))];
     lines.push(format!("hosts  {} of {}", states(transfer), transfer.hosts_total));
     let rate = format!("{} % verified, {}/s in all", progress.percent, bytes(transfer.bytes_per_s));
     lines.push(match end(transfer) {
@@ -78,10 +78,12 @@ pub fn summary(transfer: &Transfer) -> Vec<String> {
     lines
 }
 
+/// The planner's sentence, which mostly begins with the gear.
 fn why(transfer: &Transfer) -> String {
     match transfer.why.as_str() {
         "" => "not decided before the file is on the server".into(),
-        why => why.into(),
+        why if why.starts_with(&transfer.gear) => why.into(),
+        why => format!("{}: {why}", transfer.gear),
     }
 }
 
@@ -144,7 +146,7 @@ mod tests {
         let mut fields = serde_json::json!({
             "transfer_id": "00", "phase": "running", "source": {"upload": {"upload_id": "x"}},
             "targets": "all", "directory": "/opt", "file_name": "f", "gear": "planned",
-            "why": "planned: 16 hosts", "predicted_ms": 11_000, "bound_ms": 10_000,
+            "why": "planned: 16 hosts x 954 MiB at 800 Mbit/s; predicted 11.0 s of 10.0 s bound", "predicted_ms": 11_000, "bound_ms": 10_000,
             "size_bytes": 1_000_000_000u64, "root": "", "error": "", "created_ms": 0,
             "ended_ms": null, "hosts_by_state": {"done": 13, "running": 2, "failed": 1},
             "hosts_total": 16, "hosts_done": 13, "verified_bytes": 0, "resumed_bytes": 0,
@@ -187,7 +189,7 @@ mod tests {
         assert_eq!(
             summary(&ended),
             [
-                "gear   planned: planned: 16 hosts",
+                "gear   planned: 16 hosts x 954 MiB at 800 Mbit/s; predicted 11.0 s of 10.0 s bound",
                 "hosts  16 done of 16",
                 "far    100 % verified, 96 MB/s in all",
                 "bytes  the server sent 1.0 GB, 1.02 of the file; 94 % came from other hosts; 1 block refused",
@@ -195,6 +197,9 @@ mod tests {
                 "slow   web-7 100 %, 93 MB/s",
             ]
         );
+        for line in summary(&ended) {
+            assert!(GUIDE.contains(&line), "the guide shows {line}");
+        }
         let mut early = ended.clone();
         early.progress.source_is_final = false;
         assert!(summary(&early)[3].contains("1.02 of the file at least;"));
@@ -222,10 +227,11 @@ mod tests {
         );
     }
 
+    const GUIDE: &str = include_str!("../../docs/bulk-distribution.md");
+
     #[test]
     fn the_guide_explains_every_state_and_phase() {
         use skein_controlplane::api::types::TransferHostState as Host;
-        const GUIDE: &str = include_str!("../../docs/bulk-distribution.md");
         let hosts = [
             Host::Pending,
             Host::Sent,

@@ -205,7 +205,7 @@ catalogue! {
         CONTROL_TRANSFERS_ENDED = Counter "skein_control_transfers_ended_total" ["gear", "outcome"] "Transfers whose last host ended, by gear and outcome: done (every host has the file), partial, failed (no host has it), cancelled.";
         CONTROL_TRANSFER_SECONDS = Histogram "skein_control_transfer_seconds" ["gear"] "Time from the file in the server's cache to the last host's end, of transfers that reached every host.";
         CONTROL_TRANSFER_BOUND_RATIO = Histogram "skein_control_transfer_bound_ratio" ["gear"] "That time divided by the bound that the planner computed from the rates it knew.";
-        CONTROL_TRANSFER_SOURCE_RATIO = Histogram "skein_control_transfer_source_ratio" ["gear"] "Content that the server sent for a transfer divided by the size of the file; known when the transfer has ended.";
+        CONTROL_TRANSFER_SOURCE_RATIO = Histogram "skein_control_transfer_source_ratio" ["gear"] "Content that the server sent for a transfer divided by the size of the file, of transfers that reached every host.";
         CONTROL_TRANSFER_SOURCE_BYTES = Counter "skein_control_transfer_source_bytes_total" ["gear"] "Content that the server sent to hosts, repeats included.";
         CONTROL_TRANSFER_DELIVERED_BYTES = Counter "skein_control_transfer_delivered_bytes_total" ["gear", "region"] "Bytes that came to hosts over the network and were verified, by gear and the host's region (none, and other beyond 32 regions).";
         CONTROL_TRANSFER_PEER_BYTES = Counter "skein_control_transfer_peer_bytes_total" ["gear", "region"] "Of the delivered bytes, those that other hosts sent; divided by them it is the peer-to-peer share.";

@@ -88,11 +88,13 @@ impl Counts {
         }
     }
 
-    /// All that the server sent for an ended transfer is known.
-    pub fn source_known(&self, record: &TransferRecord) {
+    /// All that the server sent for an ended transfer is known. Of one that did not reach every
+    /// host it would say little.
+    pub fn source_known(&self, entry: &Entry, sent_bytes: u64) {
+        let record = &entry.record;
         let size_bytes = record.file.as_ref().map_or(0, |file| file.size_bytes);
-        if size_bytes > 0 {
-            let ratio = record.source_sent_bytes as f64 / size_bytes as f64;
+        if size_bytes > 0 && outcome(entry) == "done" {
+            let ratio = sent_bytes as f64 / size_bytes as f64;
             let gear = record.gear.gear.clone();
             metrics::histogram!(names::CONTROL_TRANSFER_SOURCE_RATIO, "gear" => gear).record(ratio);
         }

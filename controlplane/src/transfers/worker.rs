@@ -319,10 +319,10 @@ impl Worker {
             let mut record = entry.record.clone();
             record.source_sent_bytes = record.source_sent_bytes.max(entry.sent.bytes());
             record.source_is_final = true;
+            self.counts.source_known(entry, record.source_sent_bytes);
             record
         });
         let Some(record) = record else { return };
-        self.counts.source_known(&record);
         if let Err(error) = self.store_record(id, &record).await {
             tracing::warn!(transfer = %id, %error, "what the server sent is not stored");
         }

@@ -13,7 +13,7 @@ use crate::harness::{Api, FakeData, TestAgent, facts, fleet_of, until};
 const SIZE: u64 = 300_000;
 
 async fn push(api: &Api, gear: &str) -> Transfer {
-    let upload: Upload = api.put("/uploads?name=f", vec![7; SIZE as usize]).await.unwrap();
+    let upload: Upload = api.put("/uploads?name=f", vec![7; SIZE as usize]).await.expect("room");
     let request = TransferRequest {
         source: TransferSource::Upload { upload_id: upload.upload_id },
         targets: "all".into(),
@@ -27,7 +27,7 @@ async fn push(api: &Api, gear: &str) -> Transfer {
         deliver_within_ms: None,
         timeout_ms: None,
     };
-    api.post("/transfers", &request).await.unwrap()
+    api.post("/transfers", &request).await.expect("a transfer")
 }
 
 /// The agent says where it is and that others reach it.
@@ -54,9 +54,9 @@ fn update(body: &CommandBody) -> Option<TransferUpdate> {
 
 async fn metric(api: &Api, line: &str) -> f64 {
     let (_, text, _) = api.raw("GET", "/metrics", vec![]).await;
-    let text = String::from_utf8(text).unwrap();
+    let text = String::from_utf8(text).expect("text");
     let value = text.lines().find_map(|found| found.strip_prefix(line)?.strip_prefix(' '));
-    value.unwrap_or_else(|| panic!("no {line} in\n{text}")).parse().unwrap()
+    value.unwrap_or_else(|| panic!("no {line} in\n{text}")).parse().expect("a number")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
