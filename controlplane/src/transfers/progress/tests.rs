@@ -1,3 +1,5 @@
+//! Predictions from reports at given times.
+
 use std::sync::Arc;
 
 use skein_wire::ids::AgentId;
