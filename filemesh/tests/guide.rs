@@ -21,7 +21,7 @@ fn row(name: &str, size_bytes: u64, limit: Option<u64>) -> String {
     let cells = HOSTS.map(|hosts| {
         let piece_bytes = choose_piece_bytes(size_bytes, hosts as u32);
         let input = PlannerInput {
-            geometry: Geometry::new(size_bytes, piece_bytes).unwrap(),
+            geometry: Geometry::new(size_bytes, piece_bytes).expect("a size"),
             is_hashed: true,
             can_inline: false,
             fresh_bytes: size_bytes,
