@@ -20,6 +20,7 @@ use crate::error::{CliError, EXIT_OK, EXIT_PARTIAL};
 use crate::progress::Progress;
 use crate::quantity::{self, parse_bytes, parse_duration_ms, parse_mode};
 use crate::show::{self, Table};
+use crate::watch;
 
 /// Time between two looks at a running transfer; its end is seen at once.
 const LOOK_MS: u64 = 200;
@@ -103,7 +104,7 @@ pub struct PushArgs {
     /// Give up on hosts that have not finished after this time
     #[arg(long, value_parser = parse_duration_ms, default_value = "6h", value_name = "TIME")]
     timeout: u64,
-    /// Start it and return; `skein transfer show ID` follows it
+    /// Start it and return; `skein transfer show --watch ID` follows it
     #[arg(long)]
     detach: bool,
 }
@@ -223,19 +224,7 @@ pub fn follow(context: &Context, id: &str) -> Result<TransferDetail, CliError> {
         let query = [("limit", "1".into()), ("wait_ms", LOOK_MS.to_string())];
         let page: TransferDetail = context.client.get_patiently(&path, &query)?;
         let transfer = page.transfer;
-        let note = match transfer.phase {
-            TransferPhase::Offering => "the source hashes what it offers".to_owned(),
-            TransferPhase::Fetching => "the server takes it from its source".to_owned(),
-            _ => {
-                let hosts = show::plural(transfer.hosts_total, "host");
-                let rate = match transfer.bytes_per_s {
-                    // Nothing was reported yet.
-                    0 => String::new(),
-                    rate => format!(", {}/s", quantity::bytes(rate)),
-                };
-                format!("{} of {hosts} verified{rate}", transfer.hosts_done)
-            }
-        };
+        let note = watch::line(&transfer);
         progress.set(transfer.verified_bytes, transfer.size_bytes * transfer.hosts_total, &note);
         if transfer.phase == TransferPhase::Ended {
             progress.clear();

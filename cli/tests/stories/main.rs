@@ -25,4 +25,5 @@ mod strangers;
 mod supervising;
 mod tls;
 mod trees;
+mod watching;
 mod world;

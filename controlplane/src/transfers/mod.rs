@@ -12,12 +12,15 @@
 
 mod cache;
 mod content;
+mod counts;
 mod gear;
 mod host;
 mod judged;
 mod membership;
 mod meshes;
+mod meter;
 mod pace;
+mod progress;
 mod rates;
 mod record;
 mod tree;
@@ -96,6 +99,8 @@ struct Entry {
     /// Dispatches of its order by this process.
     dispatches: u32,
     speed: Speed,
+    /// What data processes have sent of it.
+    sent: progress::SourceSent,
     /// When the source was last asked to offer or the data process to fetch.
     asked_ms: i64,
     /// When the first host said that it has begun.
@@ -109,11 +114,13 @@ struct Entry {
 impl Entry {
     fn new(record: TransferRecord, hosts: Vec<HostPush>) -> Self {
         let (speed, ended_view) = (Speed::default(), OnceLock::new());
+        let sent = progress::SourceSent::default();
         Self {
             record,
             hosts,
             dispatches: 0,
             speed,
+            sent,
             asked_ms: 0,
             began_ms: None,
             course: None,
@@ -186,6 +193,7 @@ impl Entry {
             verified_bytes,
             resumed_bytes,
             bytes_per_s: overall.unwrap_or(self.speed.per_second),
+            progress: progress::progress(self, clock::now_ms()),
         }
     }
 }

@@ -124,6 +124,12 @@ pub struct TransferRecord {
     /// How a tree is taken and put in place.
     #[serde(default)]
     pub tree: TreeRequest,
+    /// Content that the server sent, as far as it was known at the end.
+    #[serde(default)]
+    pub source_sent_bytes: u64,
+    /// Whether that is all.
+    #[serde(default)]
+    pub source_is_final: bool,
     /// What is wrong with the whole.
     #[serde(default)]
     pub error: String,
@@ -185,6 +191,8 @@ impl TransferRecord {
             content_hex: None,
             judged: None,
             tree: request.tree,
+            source_sent_bytes: 0,
+            source_is_final: false,
             error: String::new(),
             cancel_ms: None,
             ended_ms: None,

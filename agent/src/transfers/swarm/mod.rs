@@ -31,7 +31,7 @@ use tokio::sync::{mpsc, watch};
 use self::content::Content;
 use self::leaves::LeafStore;
 use self::line::{Letter, Line, OUT_BYTES};
-use self::report::Reports;
+use self::report::{Reports, from_peers, received_from};
 use super::arriving::Arriving;
 use super::fetch::FetchEnd;
 use super::{Shared, cancelled};
@@ -380,6 +380,11 @@ impl<'a> Run<'a> {
                 update.verified_bytes = progress.written_bytes;
                 update.resumed_bytes = progress.resumed_bytes;
                 update.refused_blocks = progress.refused_blocks;
+                let received = self.swarm.received();
+                update.from_peers_bytes = from_peers(received);
+                if self.is_fetched {
+                    update.received_from = received_from(received);
+                }
                 self.shared.board.set(self.id, update);
                 self.shared.changed.notify_one();
             }

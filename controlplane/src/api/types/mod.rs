@@ -34,6 +34,7 @@
 
 mod agents;
 mod lanes;
+mod progress;
 mod routing;
 mod status;
 mod tasks;
@@ -45,6 +46,7 @@ use serde::{Deserialize, Serialize};
 
 pub use agents::*;
 pub use lanes::*;
+pub use progress::*;
 pub use routing::*;
 pub use status::*;
 pub use tasks::*;

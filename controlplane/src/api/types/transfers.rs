@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::TransferProgress;
+
 /// Starts a push of a file or a tree.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -274,6 +276,9 @@ pub struct Transfer {
     pub resumed_bytes: u64,
     /// Bytes per second over all hosts: since the last report while it runs, overall at the end.
     pub bytes_per_s: u64,
+    /// How far it is, when it will end, and where the bytes came from.
+    #[serde(default)]
+    pub progress: TransferProgress,
 }
 
 /// One transfer with a page of its hosts.
@@ -300,6 +305,9 @@ pub struct TransferHost {
     pub verified_bytes: u64,
     /// Of those, what an earlier run had left.
     pub resumed_bytes: u64,
+    /// Of what came over the network, what other hosts sent.
+    #[serde(default)]
+    pub from_peers_bytes: u64,
     /// Blocks that were refused because their hash was wrong.
     pub refused_blocks: u64,
     /// Bytes per second of this run.
