@@ -1,4 +1,4 @@
-//! Fetching one file: checks, a channel, the leecher, the partial file, the rename.
+//! Fetching a file or a tree: checks, a channel, the leecher, what is partial, the rename.
 //!
 //! The file appears under its name only when every block was proved against the signed root and
 //! flushed. A channel that breaks is dialled again and the transfer goes on where it was; it ends
@@ -7,18 +7,15 @@
 //! What may wait for a disk in one piece for seconds, making room and the final flush, is done on
 //! a thread beside, so that other transfers go on meanwhile ([`Shared::on_disk`]).
 
-use std::ffi::OsStr;
 use std::time::Duration;
 
 use skein_filemesh::core::download::Download;
 use skein_filemesh::core::leecher::{Action, Failure, Leecher, LeecherOptions};
-use skein_filemesh::core::manifest::{MODE_MASK, Manifest};
+use skein_filemesh::core::manifest::Manifest;
 use skein_filemesh::core::peer_wire::{Handshake, info_hash, peer_id};
 use skein_filemesh::core::turns::Priority;
 use skein_filemesh::engine::reserve::ReserveError;
-use skein_filemesh::engine::{
-    Attributes, FileError, Inbound, Owner, PartialFile, Taken, TargetDir,
-};
+use skein_filemesh::engine::{FileError, Inbound, Taken};
 use skein_observe::names;
 use skein_wire::hello::ChannelKind;
 use skein_wire::ids::TransferId;
@@ -27,12 +24,13 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio::task::JoinError;
 
+use super::arriving::Arriving;
 use super::turns::Turn;
-use super::{Settings, Shared, Stop, cancelled, swarm};
+use super::{Shared, Stop, cancelled, swarm};
 use crate::clock;
 use crate::link::{LinkStream, Redial};
 use crate::mesh::Mesh;
-use crate::paths::{Access, PathError, file_name};
+use crate::paths::PathError;
 
 /// Without a new block for this long a transfer fails. Longer than a server's upgrade.
 const STUCK_MS: u64 = 900_000;
@@ -76,10 +74,18 @@ enum ChannelEnd {
     Peer(Failure),
 }
 
+/// What may come while a fetch runs.
+pub(super) struct Signals {
+    /// It is not wanted any more, or not for now.
+    pub stopped: watch::Receiver<Stop>,
+    /// It goes on among peers.
+    pub meshed: watch::Receiver<bool>,
+}
+
 struct Fetch<'a> {
     shared: &'a Shared,
     id: TransferId,
-    file: PartialFile,
+    file: Arriving,
     /// When the last new block came.
     progress_ms: u64,
     verified_bytes: u64,
@@ -96,13 +102,13 @@ pub(super) async fn run<'a>(
     mesh: &Mesh,
     id: TransferId,
     join: JoinTransfer,
-    cancel: watch::Receiver<Stop>,
+    signals: Signals,
 ) -> Result<Option<swarm::Run<'a>>, FetchEnd> {
-    let result = whole(shared, mesh, id, &join, cancel).await;
+    let result = whole(shared, mesh, id, &join, signals).await;
     if !matches!(result, Ok(_) | Err(FetchEnd::Paused)) {
         let settings = shared.settings.clone();
         // A folder that is not there, or not for us, has nothing of ours.
-        let _ = shared.on_disk(move || discard(&settings, &id, &join)).await;
+        let _ = shared.on_disk(move || Arriving::discard(&settings, &id, &join)).await;
     }
     result
 }
@@ -112,39 +118,30 @@ async fn whole<'a>(
     mesh: &Mesh,
     id: TransferId,
     join: &JoinTransfer,
-    mut cancel: watch::Receiver<Stop>,
+    signals: Signals,
 ) -> Result<Option<swarm::Run<'a>>, FetchEnd> {
+    let Signals { stopped: mut cancel, mut meshed } = signals;
     let info = join.file.clone().unwrap_or_default();
     let manifest = Manifest::from_info(&info).map_err(|e| FetchEnd::Failed(e.to_string()))?;
-    let mode = if join.mode == 0 { manifest.mode } else { join.mode };
-    if mode & !MODE_MASK != 0 {
-        return Err(FetchEnd::Failed(format!("mode {mode:o} has bits that are no permissions")));
-    }
-    let attributes = Attributes {
-        mode,
-        owner: Owner::parse(&join.owner)?,
-        mtime_ms: (manifest.mtime_ms != 0).then_some(manifest.mtime_ms),
-    };
     let turn = tokio::select! {
         turn = turn(shared, &id, join, manifest.geometry.size_bytes()) => turn?,
         end = cancelled(&mut cancel) => return Err(end),
     };
     let (settings, order, expected) = (shared.settings.clone(), join.clone(), manifest.clone());
-    let mut file = shared.on_disk(move || open(&settings, &id, &order, &expected)).await??;
-    if let (Some(promised), Ok(left)) = (turn.promised(), file.room_left()) {
-        turn.used(promised.saturating_sub(left.needed_bytes));
+    let mut file =
+        shared.on_disk(move || Arriving::open(&settings, &id, &order, &expected)).await??;
+    if let (Some(promised), Some(needed)) = (turn.promised(), file.needed_bytes()) {
+        turn.used(promised.saturating_sub(needed));
     }
-    file.use_memory(&shared.memory, 0);
+    file.use_memory(&shared.memory);
     let mut update = super::update(&id, TransferState::Running);
     update.verified_bytes = 0;
     shared.board.set(id, update);
     shared.changed.notify_one();
-    if join.meshed {
-        let endpoint = mesh.register(id, manifest.root);
-        let endpoint = endpoint.map_err(|error| FetchEnd::Failed(error.to_string()))?;
-        let rate_limit_bytes_per_s = join.rate_limit_bytes_per_s;
-        let order = swarm::Order { id, manifest, attributes, rate_limit_bytes_per_s };
-        return swarm::Run::fetch(shared, endpoint, file, order, &mut cancel).await.map(Some);
+    let rate_limit_bytes_per_s = join.rate_limit_bytes_per_s;
+    let order = swarm::Order { id, manifest: manifest.clone(), rate_limit_bytes_per_s };
+    if join.meshed || *meshed.borrow() {
+        return among_peers(shared, mesh, file, order, &mut cancel).await;
     }
     let progress_ms = clock::now_ms();
     let received = metrics::counter!(names::AGENT_FILE_RECEIVED_BYTES);
@@ -152,13 +149,29 @@ async fn whole<'a>(
     let mut fetch =
         Fetch { shared, id, file, progress_ms, verified_bytes, refused_blocks, received };
     let fetched = tokio::select! {
-        fetched = fetch.fetch(join, &manifest) => fetched,
-        end = cancelled(&mut cancel) => Err(end),
+        fetched = fetch.fetch(join, &manifest) => Some(fetched),
+        end = cancelled(&mut cancel) => Some(Err(end)),
+        // A closed channel means that the whole thread ends.
+        _ = meshed.wait_for(|meshed| *meshed) => None,
+    };
+    let Some(fetched) = fetched else {
+        tracing::info!(transfer = %id, "goes on among peers");
+        // Opened anew, so that what is there is proved and its hashes are known, to serve it.
+        let file = fetch.file;
+        let join = JoinTransfer { meshed: true, ..join.clone() };
+        shared.keep_order(id, join.clone()).await?;
+        let settings = shared.settings.clone();
+        let opened = shared.on_disk(move || {
+            drop(file);
+            Arriving::open(&settings, &id, &join, &manifest)
+        });
+        let mut file = opened.await??;
+        file.use_memory(&shared.memory);
+        return among_peers(shared, mesh, file, order, &mut cancel).await;
     };
     match fetched {
         Ok(()) => {
-            let file = fetch.file;
-            shared.on_disk(move || file.finish(&attributes)).await??;
+            shared.finish(fetch.file).await?;
             Ok(None)
         }
         Err(end) => {
@@ -168,7 +181,21 @@ async fn whole<'a>(
     }
 }
 
-/// Waits until the transfer may run and has room for `size_bytes`; the board says what it waits for.
+async fn among_peers<'a>(
+    shared: &'a Shared,
+    mesh: &Mesh,
+    file: Arriving,
+    order: swarm::Order,
+    cancel: &mut watch::Receiver<Stop>,
+) -> Result<Option<swarm::Run<'a>>, FetchEnd> {
+    let endpoint = mesh.register(order.id, order.manifest.root);
+    let endpoint = endpoint.map_err(|error| FetchEnd::Failed(error.to_string()))?;
+    swarm::Run::fetch(shared, endpoint, file, order, cancel).await.map(Some)
+}
+
+/// Waits until the transfer may run and, if it is a file, has room for its `size_bytes`; the board
+/// says what it waits for. Where a tree's bytes go is not known before its listing is there, so it
+/// is promised no room.
 async fn turn<'a>(
     shared: &'a Shared,
     id: &TransferId,
@@ -187,11 +214,8 @@ async fn turn<'a>(
     loop {
         let mut turn = place.turn().await;
         let (settings, order, id) = (shared.settings.clone(), join.clone(), *id);
-        let look = move || {
-            let (dir, _) = target(&settings, &order)?;
-            Ok::<_, FetchEnd>(PartialFile::room(&dir, &id, size_bytes)?)
-        };
-        let room = shared.on_disk(look).await??;
+        let look = move || Arriving::room(&settings, &id, &order, size_bytes);
+        let Some(room) = shared.on_disk(look).await?? else { return Ok(turn) };
         match turn.reserve(&room) {
             Ok(()) => return Ok(turn),
             Err(ReserveError::NoSpace { needed_bytes, free_bytes, kept_bytes }) => {
@@ -208,9 +232,9 @@ async fn turn<'a>(
     }
 }
 
-/// Ends with a partial file: what is there helps nobody, since a new order is a new transfer,
+/// Ends with what is partial: what is there helps nobody, since a new order is a new transfer,
 /// unless it is a pause.
-pub(super) async fn give_up(shared: &Shared, id: &TransferId, file: PartialFile, end: &FetchEnd) {
+pub(super) async fn give_up(shared: &Shared, id: &TransferId, file: Arriving, end: &FetchEnd) {
     let keep = matches!(end, FetchEnd::Paused);
     let step = move || {
         // Dropped, it stays for a later run.
@@ -219,45 +243,6 @@ pub(super) async fn give_up(shared: &Shared, id: &TransferId, file: PartialFile,
     if let Ok(Err(error)) = shared.on_disk(step).await {
         tracing::warn!(transfer = %id, %error, "partial file is left");
     }
-}
-
-/// Checks where the file shall go and opens its partial file there.
-fn open(
-    settings: &Settings,
-    id: &TransferId,
-    join: &JoinTransfer,
-    manifest: &Manifest,
-) -> Result<PartialFile, FetchEnd> {
-    let (dir, name) = target(settings, join)?;
-    let name = std::os::unix::ffi::OsStrExt::as_bytes(name);
-    Ok(PartialFile::open(dir, name, id, manifest, &settings.dir)?)
-}
-
-/// Checks where the file shall go and opens its folder.
-fn target<'a>(
-    settings: &Settings,
-    join: &'a JoinTransfer,
-) -> Result<(TargetDir, &'a OsStr), FetchEnd> {
-    let rules = &settings.rules;
-    let name = file_name(&join.file_name)?;
-    // The rules are asked before a folder is made, and again about what was really opened.
-    let folder = rules.open_folder(Access::Write, &join.directory, join.create_directory)?;
-    rules.check(Access::Write, &folder.path.join(name))?;
-    let dir = TargetDir::open(&folder.path, false)?.keep_free(settings.limits.keep_free_bytes);
-    rules.check(Access::Write, &dir.resolved()?.join(name))?;
-    Ok((dir, name))
-}
-
-/// Removes what an earlier worker left of a transfer that will not be continued.
-pub(super) fn discard(
-    settings: &Settings,
-    id: &TransferId,
-    join: &JoinTransfer,
-) -> Result<(), FetchEnd> {
-    let folder = settings.rules.open_folder(Access::Write, &join.directory, false)?;
-    let dir = TargetDir::open(&folder.path, false)?;
-    settings.rules.check(Access::Write, &dir.resolved()?)?;
-    Ok(PartialFile::discard(&dir, id, &settings.dir)?)
 }
 
 impl Fetch<'_> {
@@ -379,7 +364,7 @@ impl Fetch<'_> {
                 match action {
                     Action::Write { offset, data } => {
                         let length = data.len() as u64;
-                        taken.write_to(&mut self.file, offset, data)?;
+                        self.file.write(taken, offset, data)?;
                         self.received.increment(length);
                         leecher.written(length, clock::now_ms(), actions);
                     }

@@ -1,19 +1,22 @@
-//! Files: fetched because a signed command says so, and offered to the server.
+//! Files and trees: fetched because a signed command says so, and offered to the server.
 //!
 //! One thread with its own small runtime does all of it, from TLS to disk, so that neither bulk
 //! cryptography nor a stalled disk is ever in the way of a heartbeat; flushes, which may take
 //! seconds, go to threads beside it, so that they are not in the way of other transfers either. An accepted order lies in
-//! `HOME/transfers` before anything happens and until its end was acknowledged; after kill -9 the
+//! `HOME/transfers` before anything happens and until its end was acknowledged (one with the content in it does not: [`inline`]); after kill -9 the
 //! next worker goes on from the blocks that are proved on disk.
 //!
 //! ```text
 //!   order ─► <id>.order ─► [line] ─► [fetch]: channel, leecher, partial file ─► <id>.end ─► ack
-//!                                      └─ pause: <id>.pause, the partial file stays ─► order, or cancel
+//!      │                               └─ pause: <id>.pause, what is partial stays ─► order, or cancel
+//!      with content in it: [inline]: proved, written, renamed ─► report ─► ack
 //!                          offer: hash, FileOffer, channel, seeder until served or expired
 //! ```
 
+mod arriving;
 mod board;
 mod fetch;
+mod inline;
 mod offer;
 mod pause;
 mod swarm;
@@ -27,6 +30,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use skein_filemesh::core::folder::{self, HostNames};
 use skein_filemesh::engine::BlockMemory;
 use skein_observe::names;
 use skein_wire::ids::TransferId;
@@ -36,11 +40,13 @@ use skein_wire::signal::v1::{
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::JoinError;
 
+use self::arriving::Arriving;
 use self::board::Board;
-use self::fetch::FetchEnd;
+use self::fetch::{FetchEnd, Signals};
 use self::turns::Line;
 use crate::clock;
 use crate::config::{MeshConfig, TransfersConfig};
+use crate::facts;
 use crate::home::private_dir;
 use crate::link::{Dialer, LinkEvent, Outbox};
 use crate::mesh::Mesh;
@@ -149,6 +155,9 @@ struct Shared {
     line: Line,
     hashing: Semaphore,
     disk_steps: Semaphore,
+    /// Trees take their places one after the other, so that of two for one folder the later one
+    /// stands there whole.
+    placing: Semaphore,
     /// Where bytes arrive and wait for the disk.
     memory: BlockMemory,
 }
@@ -164,9 +173,17 @@ enum Stop {
     Cancel,
 }
 
-/// One transfer on its way; dropping the sender cancels it.
+/// One transfer on its way; dropping the senders cancels it.
 struct Active {
     stop: watch::Sender<Stop>,
+    /// Set when the server wants it to go on as one of a mesh.
+    meshed: watch::Sender<bool>,
+}
+
+impl Active {
+    fn new() -> Self {
+        Self { stop: watch::Sender::new(Stop::No), meshed: watch::Sender::new(false) }
+    }
 }
 
 /// Where an order comes from.
@@ -174,6 +191,8 @@ struct Active {
 enum Origin {
     /// It must be kept before anything happens.
     Server,
+    /// The same after a pause, into the folder that it had.
+    Paused,
     /// From `HOME/transfers`, where an earlier worker kept it.
     Earlier,
 }
@@ -210,6 +229,7 @@ async fn run(settings: Settings, peers: Option<TcpListener>, mut inbox: mpsc::Re
         line: Line::new(concurrent),
         hashing: Semaphore::new(1),
         disk_steps: Semaphore::new(DISK_STEPS_MAX),
+        placing: Semaphore::new(1),
         memory: BlockMemory::default(),
     });
     let (ended, mut endings) = mpsc::unbounded_channel();
@@ -262,10 +282,14 @@ impl Transfers {
         let Ok(id) = TransferId::from_slice(&join.transfer_id) else {
             return tracing::warn!("a transfer without a usable id was dropped");
         };
-        if self.paused.remove(&id).is_some() {
+        if let Some(kept) = self.paused.remove(&id) {
             let marker = self.shared.settings.dir.join(format!("{id}.pause"));
             let _ = std::fs::remove_file(marker);
-            return self.fetch(id, join, Origin::Server);
+            let join = JoinTransfer { directory: kept.directory, ..join };
+            return self.fetch(id, join, Origin::Paused);
+        }
+        if let Some(active) = self.fetches.get(&id).filter(|_| join.meshed) {
+            active.meshed.send_replace(true);
         }
         if self.fetches.contains_key(&id) || self.shared.board.get(&id).is_some() {
             return self.shared.board.repeat(&id);
@@ -279,7 +303,35 @@ impl Transfers {
             let why = "too many transfers wait or are paused here (transfers.queue_max)";
             return self.refuse(id, TransferState::Failed, why);
         }
-        self.fetch(id, join, Origin::Server);
+        match join.content {
+            Some(_) => self.place(id, join),
+            None => self.fetch(id, join, Origin::Server),
+        }
+    }
+
+    /// Carries out an order that has the file's content in it.
+    fn place(&mut self, id: TransferId, join: JoinTransfer) {
+        let active = Active::new();
+        let stopped = active.stop.subscribe();
+        self.fetches.insert(id, active);
+        let (shared, ended) = (self.shared.clone(), self.ended.clone());
+        tokio::task::spawn_local(async move {
+            let mut update = update(&id, TransferState::Done);
+            let bytes = join.content.as_ref().map_or(0, |content| content.len() as u64);
+            match inline::run(&shared, id, join, stopped).await {
+                Ok(()) => update.verified_bytes = bytes,
+                Err(FetchEnd::Cancelled | FetchEnd::Paused) => {
+                    update.state = TransferState::Cancelled.into();
+                }
+                Err(FetchEnd::Failed(error)) => {
+                    (update.state, update.error) = (TransferState::Failed.into(), error);
+                }
+            }
+            shared.note_end(&id, &mut update);
+            shared.board.set(id, update);
+            shared.changed.notify_one();
+            let _ = ended.send((id, Ended::Fetch));
+        });
     }
 
     /// Ends a transfer that never began.
@@ -290,18 +342,24 @@ impl Transfers {
     }
 
     fn fetch(&mut self, id: TransferId, join: JoinTransfer, origin: Origin) {
-        let (stop, stopped) = watch::channel(Stop::No);
-        self.fetches.insert(id, Active { stop });
+        let active = Active::new();
+        let (stopped, meshed) = (active.stop.subscribe(), active.meshed.subscribe());
+        self.fetches.insert(id, active);
         self.shared.board.set(id, update(&id, TransferState::Waiting));
         let (shared, ended) = (self.shared.clone(), self.ended.clone());
         let mesh = self.mesh.clone();
         tokio::task::spawn_local(async move {
             let until = stopped.clone();
+            let mut join = join;
             let fetched = async {
                 if origin == Origin::Server {
+                    // Kept as it reads here, so that a host that is renamed goes on where it was.
+                    join.directory = shared.folder(&join.directory)?;
+                }
+                if origin != Origin::Earlier {
                     shared.keep_order(id, join.clone()).await?;
                 }
-                fetch::run(&shared, &mesh, id, join.clone(), stopped).await
+                fetch::run(&shared, &mesh, id, join.clone(), Signals { stopped, meshed }).await
             };
             let (state, error, serving) = match fetched.await {
                 Ok(serving) => (TransferState::Done, String::new(), serving),
@@ -330,8 +388,9 @@ impl Transfers {
         if self.offers.len() >= limits.queue_max as usize || self.tombstones.contains(&id) {
             return tracing::warn!(transfer = %id, "offer was cancelled or exceeds the limit");
         }
-        let (stop, stopped) = watch::channel(Stop::No);
-        self.offers.insert(id, Active { stop });
+        let active = Active::new();
+        let stopped = active.stop.subscribe();
+        self.offers.insert(id, active);
         let (shared, ended) = (self.shared.clone(), self.ended.clone());
         tokio::task::spawn_local(async move {
             offer::run(&shared, id, offer, stopped).await;
@@ -402,6 +461,24 @@ impl Shared {
         tokio::task::spawn_blocking(step).await
     }
 
+    /// The folder of an order with this host's names in it.
+    fn folder(&self, folder: &str) -> Result<String, FetchEnd> {
+        let identity = self.settings.dialer.identity().get();
+        let hostname = facts::hostname();
+        let names = HostNames { agent: identity.agent_id.as_str(), hostname: &hostname };
+        folder::expand(folder, &names).map_err(|error| FetchEnd::Failed(error.to_string()))
+    }
+
+    /// Puts what has arrived in its place.
+    async fn finish(&self, arriving: Arriving) -> Result<(), FetchEnd> {
+        // The semaphore is never closed.
+        let _turn = match arriving {
+            Arriving::Tree(_) => self.placing.acquire().await.ok(),
+            Arriving::File(..) => None,
+        };
+        self.on_disk(move || arriving.finish()).await?
+    }
+
     async fn keep_order(&self, id: TransferId, join: JoinTransfer) -> Result<(), FetchEnd> {
         let dir = self.settings.dir.clone();
         let kept = self.on_disk(move || records::write(&dir, &format!("{id}.order"), &join));
@@ -411,17 +488,10 @@ impl Shared {
 
     /// Notes the end of a transfer, on disk before anybody hears of it.
     async fn end(&self, id: &TransferId, state: TransferState, error: &str) {
-        let label = match state {
-            TransferState::Done => "done",
-            TransferState::Cancelled => "cancelled",
-            _ => "failed",
-        };
-        metrics::counter!(names::AGENT_TRANSFERS, "state" => label).increment(1);
-        tracing::info!(transfer = %id, state = label, error, "transfer ended");
         let mut ended = self.board.get(id).unwrap_or_else(|| update(id, state));
         ended.state = state.into();
         ended.error = error.to_owned();
-        ended.ended_ms = clock::wall_ms();
+        self.note_end(id, &mut ended);
         let (dir, name, record) = (self.settings.dir.clone(), format!("{id}.end"), ended.clone());
         let written = self.on_disk(move || records::write(&dir, &name, &record)).await;
         if let Ok(Err(error)) = written {
@@ -429,6 +499,17 @@ impl Shared {
         }
         self.board.set(*id, ended);
         self.changed.notify_one();
+    }
+
+    fn note_end(&self, id: &TransferId, update: &mut TransferUpdate) {
+        update.ended_ms = clock::wall_ms();
+        let label = match update.state() {
+            TransferState::Done => "done",
+            TransferState::Cancelled => "cancelled",
+            _ => "failed",
+        };
+        metrics::counter!(names::AGENT_TRANSFERS, "state" => label).increment(1);
+        tracing::info!(transfer = %id, state = label, error = update.error, "transfer ended");
     }
 
     fn forget(&self, id: &TransferId) {

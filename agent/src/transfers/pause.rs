@@ -6,8 +6,9 @@ use skein_wire::ids::TransferId;
 use skein_wire::signal::v1::agent_message::Kind;
 use skein_wire::signal::v1::{JoinTransfer, TransferState, TransferUpdate};
 
+use super::arriving::Arriving;
 use super::board::is_final;
-use super::{Ended, Origin, Shared, Stop, Transfers, fetch, update};
+use super::{Ended, Origin, Shared, Stop, Transfers, update};
 use crate::link::Priority;
 use crate::tasks::records;
 
@@ -30,7 +31,7 @@ impl Transfers {
             }
             // It has ended, or is paused already, which the server has not heard.
             (Some(_), _) => self.shared.board.repeat(&id),
-            // It has the file, and serves it to others.
+            // It has the file, and serves it to others; or the order had the content in it.
             (None, Some(_)) => {}
             (None, None) => {
                 let nothing = Kind::TransferUpdate(update(&id, TransferState::Paused));
@@ -63,7 +64,7 @@ impl Transfers {
         tokio::task::spawn_local(async move {
             let settings = shared.settings.clone();
             // A folder that is not there, or not for us, has nothing of ours.
-            let _ = shared.on_disk(move || fetch::discard(&settings, &id, &join)).await;
+            let _ = shared.on_disk(move || Arriving::discard(&settings, &id, &join)).await;
             if report {
                 shared.end(&id, TransferState::Cancelled, "").await;
             } else {

@@ -1,65 +1,87 @@
-//! `skein push FILE --to SELECTOR:DIR`: one file to many hosts, from here or from an agent.
+//! `skein push PATH... --to SELECTOR:DIR`: files and directories to many hosts, from here or from an
+//! agent.
 
-use std::fs::File;
-use std::io::Read;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+mod paths;
+
+use std::path::PathBuf;
 
 use clap::{Args, ValueHint};
 use skein_controlplane::api::types::{
-    AgentList, Priority, RolloutRequest, Transfer, TransferDetail, TransferHost, TransferPhase,
-    TransferRequest, TransferSource,
+    AgentList, ForecastRequest, Priority, RolloutRequest, Transfer, TransferDetail,
+    TransferForecast, TransferHost, TransferPhase, TransferRequest, TransferSource,
 };
+use skein_filemesh::core::folder;
 
+use self::paths::{Sent, TreeArgs};
 use super::{Context, Outcome};
+use crate::args::SELECTOR_HELP;
 use crate::client::{transfer_done, word};
 use crate::error::{CliError, EXIT_OK, EXIT_PARTIAL};
-use crate::progress::{Progress, Reading};
+use crate::progress::Progress;
 use crate::quantity::{self, parse_bytes, parse_duration_ms, parse_mode};
 use crate::show::{self, Table};
+use crate::watch;
 
-/// Time between two looks at a running transfer.
-const POLL_INTERVAL: Duration = Duration::from_millis(200);
+/// Time between two looks at a running transfer; its end is seen at once.
+const LOOK_MS: u64 = 200;
 
 /// How `push` is written.
-const USAGE: &str = "skein push [OPTIONS] <FILE> --to <SELECTOR:DIR>
+const USAGE: &str = "skein push [OPTIONS] <PATH>... --to <SELECTOR:DIR>
        skein push [OPTIONS] --from <AGENT:PATH> --to <SELECTOR:DIR>";
 
-/// Below the flags.
+/// How it is used.
 const EXAMPLES: &str = "\
 Examples:
-  skein push app.tar --to role=web:/opt/app --mkdir
+  skein push app.tar --to role=web:/opt/app --mkdir     a file
+  skein push ./release --to all:/srv                    a directory, as /srv/release
+  skein push ./release/ --to all:/srv/app               what is in it, into /srv/app
+  skein push a.conf b.conf conf.d --to all:/etc/app     several paths
+  skein push './logs/*.gz' --to role=archive:/logs      a pattern that your shell did not expand
+  skein push ./build/ --match '\\.so$' --exclude 'test*' --to all:/usr/local/lib
+  skein push --from web-1:/var/log/app/ --match '\\.gz$' --to role=archive:/logs
+  skein push ./site/ --to all:/srv/site --preserve mode,times,owner --existing refuse
   skein push app.tar --to role=web:/opt/app --batch 1,10%,100%
       one host, then a tenth, then all; halts when a host fails
   skein push app.tar --to role=web:/opt/app --batch 5%,100% --max-errors 2%
   skein push nightly.tar --to all:/var/cache --priority low --limit 5M
-  skein push --from build1:/srv/app.tar --to role=web:/opt/app
+
+Files arrive whole and by rename, all of a push after its last byte was proved. A directory that
+is not there yet appears in one step; into one that is there, files are renamed one by one, and
+what the push does not have stays. Holes of files travel and land as holes.
 
 A transfer that halts or is paused goes on with `skein transfer resume ID` and ends with
 `skein transfer cancel ID`.";
 
+/// What stands below the flags.
+pub fn help() -> String {
+    format!("{EXAMPLES}\n\n{SELECTOR_HELP}")
+}
+
 /// Flags of `push`.
 #[derive(Args, Debug)]
-#[command(override_usage = USAGE, after_help = EXAMPLES)]
+#[command(override_usage = USAGE)]
 pub struct PushArgs {
-    /// A file of this machine
+    /// Files, directories (with `/` at the end: what is in them) and patterns of this machine
     #[arg(
         required_unless_present = "from",
         conflicts_with = "from",
-        value_hint = ValueHint::FilePath
+        value_name = "PATH",
+        value_hint = ValueHint::AnyPath
     )]
-    file: Option<PathBuf>,
-    /// A file of a host instead: AGENT:/path
+    paths: Vec<PathBuf>,
+    /// A path of a host instead, which may be a pattern: AGENT:/path
     #[arg(long, value_name = "AGENT:PATH")]
     from: Option<String>,
     /// Which hosts, and into which folder: SELECTOR:/folder
+    ///
+    /// In the folder each host puts its own agent id for {agent} and its host name for {hostname}.
+    /// A brace of the folder's own name is written twice.
     #[arg(long, value_name = "SELECTOR:DIR")]
     to: String,
-    /// Name at the targets [default: the file's own]
+    /// Name at the targets, of one file or directory [default: its own]
     #[arg(long)]
     name: Option<String>,
-    /// Permission bits at the targets, octal [default: the file's own, without set-id bits]
+    /// Permission bits of files at the targets, octal [default: their own, without set-id bits]
     #[arg(long, value_parser = parse_mode)]
     mode: Option<u32>,
     /// Owner at the targets: user or user:group [default: the agent's]
@@ -68,6 +90,8 @@ pub struct PushArgs {
     /// Make the folder where it is missing
     #[arg(long)]
     mkdir: bool,
+    #[command(flatten)]
+    tree: TreeArgs,
     /// Bytes per second to each host, as in 20M
     #[arg(long, value_parser = parse_bytes, value_name = "RATE")]
     limit: Option<u64>,
@@ -82,38 +106,55 @@ pub struct PushArgs {
     #[arg(long, value_parser = parse_priority, default_value = "normal")]
     priority: Priority,
     /// How the file travels; auto lets the server plan by size, hosts and places
-    #[arg(long, value_parser = ["auto", "direct", "planned", "mesh"], default_value = "auto")]
+    #[arg(
+        long,
+        value_parser = ["auto", "inline", "direct", "planned", "mesh"],
+        default_value = "auto"
+    )]
     gear: String,
+    /// Say how it would travel and how long it would take, and do nothing
+    #[arg(long, conflicts_with_all = ["from", "detach"])]
+    dry_run: bool,
     /// Give up on hosts that cannot be reached for this long
     #[arg(long, value_parser = parse_duration_ms, default_value = "30s", value_name = "TIME")]
     deliver_within: u64,
     /// Give up on hosts that have not finished after this time
     #[arg(long, value_parser = parse_duration_ms, default_value = "6h", value_name = "TIME")]
     timeout: u64,
-    /// Start it and return; `skein transfer show ID` follows it
+    /// Start it and return; `skein transfer show --watch ID` follows it
     #[arg(long)]
     detach: bool,
 }
 
-/// Uploads (or names) the file, starts the transfer and follows it to its end.
+/// Uploads (or names) what is to be sent, starts the transfer and follows it to its end.
 pub fn run(args: &PushArgs, context: &Context) -> Outcome {
     let (targets, directory) = split_place(&args.to, "--to SELECTOR:/folder")?;
-    let source = match (&args.file, &args.from) {
-        (Some(file), _) => {
-            somebody(targets, context)?;
-            upload(file, context)?
+    folder::check(directory).map_err(|error| CliError::Usage(error.to_string()))?;
+    if args.dry_run && args.from.is_none() {
+        return dry_run(args, targets, context);
+    }
+    let sent = match &args.from {
+        None => {
+            let small = paths::small(&args.paths, args.name.as_deref(), &args.tree, &args.gear)?;
+            match small {
+                Some(sent) => sent,
+                None => {
+                    somebody(targets, context)?;
+                    paths::upload(&args.paths, args.name.as_deref(), &args.tree, context)?
+                }
+            }
         }
-        (None, Some(from)) => {
+        Some(from) => {
             let (agent, path) = split_place(from, "--from AGENT:/path")?;
-            TransferSource::Agent { agent: agent.to_owned(), path: path.to_owned() }
+            let source = TransferSource::Agent { agent: agent.to_owned(), path: path.to_owned() };
+            Sent { source, file_name: args.name.clone(), tree: args.tree.request() }
         }
-        (None, None) => return Err(CliError::Usage("give a FILE or --from AGENT:/path".into())),
     };
     let request = TransferRequest {
-        source,
+        source: sent.source,
         targets: targets.to_owned(),
         directory: directory.to_owned(),
-        file_name: args.name.clone(),
+        file_name: sent.file_name,
         mode: args.mode,
         owner: args.owner.clone(),
         create_directory: args.mkdir,
@@ -126,6 +167,7 @@ pub fn run(args: &PushArgs, context: &Context) -> Outcome {
             max_errors: args.max_errors.clone(),
             priority: args.priority,
         },
+        tree: sent.tree,
     };
     let transfer: Transfer = context.client.post("/transfers", &request)?;
     if args.detach {
@@ -149,6 +191,40 @@ fn parse_priority(text: &str) -> Result<Priority, String> {
     }
 }
 
+/// Shows what the server's planner says of what would be sent.
+fn dry_run(args: &PushArgs, targets: &str, context: &Context) -> Outcome {
+    let request = ForecastRequest {
+        targets: targets.to_owned(),
+        size_bytes: paths::stream_bytes(&args.paths, &args.tree)?,
+        rate_limit_bytes_per_s: args.limit,
+        gear: Some(args.gear.clone()),
+    };
+    let forecast: TransferForecast = context.client.post("/transfers/forecast", &request)?;
+    if context.json {
+        show::json(&forecast)?;
+        return Ok(EXIT_OK);
+    }
+    show::line(&forecast.why)?;
+    let ms = |ms: f64| quantity::duration(ms.round() as u64);
+    let mut table = Table::new(&["GEAR", "PREDICTED", "OF BOUND", "OF IT START", "RATE", "LIMIT"]);
+    for gear in &forecast.gears {
+        let bound = match forecast.bound_ms > 0.0 {
+            true => format!("{:.2} x", gear.predicted_ms / forecast.bound_ms),
+            false => String::new(),
+        };
+        table.row([
+            if gear.gear == forecast.gear { format!("{} *", gear.gear) } else { gear.gear.clone() },
+            ms(gear.predicted_ms),
+            bound,
+            ms(gear.start_ms),
+            format!("{}/s", quantity::bytes(gear.bytes_per_s)),
+            if gear.possible { gear.limit.clone() } else { "no host listens for others".into() },
+        ]);
+    }
+    table.print("no gear")?;
+    Ok(EXIT_OK)
+}
+
 /// `SELECTOR:/folder` in its two parts; selectors may hold colons, so the last `:/` divides.
 fn split_place<'a>(text: &'a str, form: &str) -> Result<(&'a str, &'a str), CliError> {
     match text.rfind(":/") {
@@ -157,7 +233,7 @@ fn split_place<'a>(text: &'a str, form: &str) -> Result<(&'a str, &'a str), CliE
     }
 }
 
-/// A large file is not sent to the server for nobody.
+/// Much is not sent to the server for nobody.
 fn somebody(targets: &str, context: &Context) -> Result<(), CliError> {
     let query = [("selector", targets.to_owned()), ("limit", "1".to_owned())];
     let page: AgentList = context.client.get("/agents", &query)?;
@@ -170,66 +246,16 @@ fn somebody(targets: &str, context: &Context) -> Result<(), CliError> {
     Ok(())
 }
 
-fn upload(path: &Path, context: &Context) -> Result<TransferSource, CliError> {
-    let cannot = |error| CliError::io(format!("cannot read {}", path.display()))(error);
-    let file = File::open(path).map_err(cannot)?;
-    let metadata = file.metadata().map_err(cannot)?;
-    if !metadata.is_file() {
-        return Err(CliError::Usage(format!("{} is not a regular file", path.display())));
-    }
-    let name = path.file_name().and_then(|name| name.to_str()).ok_or_else(|| {
-        CliError::Usage(format!("the name of {} is not UTF-8; give --name", path.display()))
-    })?;
-    let modified = metadata.modified().ok();
-    let mtime = modified.and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
-    let mut query = vec![
-        ("name", name.to_owned()),
-        ("mode", (metadata.permissions().mode() & 0o7777).to_string()),
-    ];
-    query.extend(mtime.map(|time| ("mtime_ms", time.as_millis().to_string())));
-    let length = metadata.len();
-    let mut progress = Progress::new(&format!("upload {name}"), length, true, context.json);
-    // A file that grows while it is sent is cut at the length that was promised.
-    let mut content = Reading::new(file.take(length), &mut progress);
-    let upload = context.client.upload(&query, length, &mut content);
-    match upload {
-        Ok(upload) => {
-            progress.finish(&format!("{} to the server", quantity::bytes(length)));
-            Ok(TransferSource::Upload { upload_id: upload.upload_id })
-        }
-        Err(error) => {
-            progress.clear();
-            Err(error)
-        }
-    }
-}
-
 /// Waits for the end of a transfer, or until it halts, with progress.
 pub fn follow(context: &Context, id: &str) -> Result<TransferDetail, CliError> {
     let path = format!("/transfers/{id}");
     let mut progress = Progress::new("push", 0, true, context.json);
     loop {
         // A page of one host: the numbers of the whole are what is shown.
-        let page: TransferDetail = context.client.get_patiently(&path, &[("limit", "1".into())])?;
+        let query = [("limit", "1".into()), ("wait_ms", LOOK_MS.to_string())];
+        let page: TransferDetail = context.client.get_patiently(&path, &query)?;
         let transfer = page.transfer;
-        let note = match transfer.phase {
-            TransferPhase::Offering => "the source hashes the file".to_owned(),
-            TransferPhase::Fetching => "the server takes the file from its source".to_owned(),
-            TransferPhase::Queued | TransferPhase::Paused => transfer.rollout.reason.clone(),
-            _ => {
-                let hosts = show::plural(transfer.hosts_total, "host");
-                let rate = match transfer.bytes_per_s {
-                    // Nothing was reported yet.
-                    0 => String::new(),
-                    rate => format!(", {}/s", quantity::bytes(rate)),
-                };
-                let batch = match transfer.rollout.batches.len() {
-                    0 => String::new(),
-                    all => format!(", batch {} of {all}", transfer.rollout.batches_started),
-                };
-                format!("{} of {hosts} verified{rate}{batch}", transfer.hosts_done)
-            }
-        };
+        let note = watch::line(&transfer);
         progress.set(transfer.verified_bytes, transfer.size_bytes * transfer.hosts_total, &note);
         // Nothing more happens to a halted one before an operator decides.
         let moves =
@@ -240,7 +266,6 @@ pub fn follow(context: &Context, id: &str) -> Result<TransferDetail, CliError> {
             progress.clear();
             return context.client.transfer(id);
         }
-        std::thread::sleep(POLL_INTERVAL);
     }
 }
 
@@ -288,13 +313,16 @@ pub fn report(context: &Context, detail: &TransferDetail) -> Outcome {
     let elapsed = u64::try_from(ended_ms - transfer.created_ms).unwrap_or(0);
     show::line(&format!(
         "{} verified on {} of {} in {} ({}/s in all)  transfer {}",
-        transfer.file_name,
+        show::printable(transfer.file_name.clone()),
         transfer.hosts_done,
         show::plural(transfer.hosts_total, "host"),
         quantity::duration(elapsed),
         quantity::bytes(transfer.bytes_per_s),
         transfer.transfer_id
     ))?;
+    if !transfer.judgement.is_empty() {
+        show::line(&transfer.judgement)?;
+    }
     Ok(code)
 }
 

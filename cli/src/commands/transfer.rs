@@ -8,6 +8,7 @@ use crate::client::word;
 use crate::error::{CliError, EXIT_OK};
 use crate::quantity::{self, parse_duration_ms};
 use crate::show::{self, Table};
+use crate::watch::{self, states};
 
 /// Flags of `transfer`.
 #[derive(Args, Debug)]
@@ -35,9 +36,9 @@ enum TransferCommand {
     Show {
         /// Its id
         id: String,
-        /// Wait for its end
-        #[arg(long)]
-        follow: bool,
+        /// Watch it until its end: a bar on a terminal, else a line every 2 s
+        #[arg(long, visible_alias = "follow")]
+        watch: bool,
     },
     /// Stop one for now; what is verified stays
     Pause {
@@ -66,11 +67,11 @@ pub fn run(args: &TransferArgs, context: &Context) -> Outcome {
             query.extend(limit.map(|limit| ("limit", limit.to_string())));
             list(context, &query)?;
         }
-        TransferCommand::Show { id, follow: true } => {
+        TransferCommand::Show { id, watch: true } => {
             let detail = push::follow(context, segment(id)?)?;
             return push::report(context, &detail);
         }
-        TransferCommand::Show { id, follow: false } => {
+        TransferCommand::Show { id, watch: false } => {
             show_one(context, &context.client.transfer(segment(id)?)?)?;
         }
         TransferCommand::Pause { id } => wish(context, id, "pause")?,
@@ -88,11 +89,6 @@ fn wish(context: &Context, id: &str, wish: &str) -> Result<(), CliError> {
     }
     let (id, phase) = (&transfer.transfer_id, word(&transfer.phase));
     show::line(&format!("{id}: {phase}: {}", states(&transfer)))
-}
-
-fn states(transfer: &Transfer) -> String {
-    let states = transfer.hosts_by_state.iter();
-    states.map(|(state, count)| format!("{count} {state}")).collect::<Vec<_>>().join(", ")
 }
 
 fn list(context: &Context, query: &[(&str, String)]) -> Result<(), CliError> {
@@ -127,17 +123,17 @@ fn show_one(context: &Context, detail: &TransferDetail) -> Result<(), CliError> 
     }
     let transfer = &detail.transfer;
     show::line(&format!(
-        "{} to {}:{}, {}, phase {}, gear {}, root {}",
-        transfer.file_name,
+        "{} to {}:{}, {}, phase {}, root {}",
+        show::printable(transfer.file_name.clone()),
         transfer.targets,
-        transfer.directory,
+        show::printable(transfer.directory.clone()),
         quantity::bytes(transfer.size_bytes),
         word(&transfer.phase),
-        transfer.gear,
         transfer.root
     ))?;
     let rollout = &transfer.rollout;
-    if !rollout.reason.is_empty() {
+    // The summary says what else stands in the way.
+    if !rollout.reason.is_empty() && rollout.reason != transfer.progress.note {
         show::line(&show::printable(rollout.reason.clone()))?;
     }
     if !rollout.batches.is_empty() {
@@ -150,14 +146,18 @@ fn show_one(context: &Context, detail: &TransferDetail) -> Result<(), CliError> 
             rollout.max_errors
         ))?;
     }
-    if !transfer.why.is_empty() {
-        show::line(&transfer.why)?;
+    if !transfer.judgement.is_empty() {
+        show::line(&transfer.judgement)?;
     }
     if !transfer.error.is_empty() {
         show::line(&show::printable(transfer.error.clone()))?;
     }
-    let mut table =
-        Table::new(&["AGENT", "HOST", "STATE", "VERIFIED", "RESUMED", "RATE", "REFUSED", "ERROR"]);
+    for line in watch::summary(transfer) {
+        show::line(&line)?;
+    }
+    let mut table = Table::new(&[
+        "AGENT", "HOST", "STATE", "VERIFIED", "RESUMED", "PEERS", "RATE", "REFUSED", "ERROR",
+    ]);
     for host in &detail.hosts {
         table.row([
             host.agent_id.clone(),
@@ -165,6 +165,7 @@ fn show_one(context: &Context, detail: &TransferDetail) -> Result<(), CliError> 
             word(&host.state),
             quantity::bytes(host.verified_bytes),
             quantity::bytes(host.resumed_bytes),
+            quantity::bytes(host.from_peers_bytes),
             format!("{}/s", quantity::bytes(host.bytes_per_s)),
             host.refused_blocks.to_string(),
             host.error.clone(),

@@ -34,9 +34,11 @@ const FREE_BYTES_MIN: u64 = 256 * 1024 * 1024;
 /// Files in the cache.
 const FILES_MAX: usize = 10_000;
 /// Piece sizes are chosen for this many hosts: the targets are not known yet at upload.
-const HOSTS_ASSUMED: u32 = 1_000;
+pub(super) const HOSTS_ASSUMED: u32 = 1_000;
 /// Where data processes keep what they know of partial files.
 const FETCH_STATE: &str = ".fetch";
+/// How the names of their partial files begin.
+const FETCH_PREFIX: &str = ".skein-";
 /// A fetch that is complete is reported within milliseconds.
 const REPORT_LATE_MS: i64 = 2_000;
 /// No fetch goes on longer than a transfer may.
@@ -97,6 +99,19 @@ pub struct Cache {
     state: Mutex<State>,
 }
 
+/// What an uploader says of the bytes that follow.
+#[derive(Clone, Debug)]
+pub struct Content {
+    /// The file's name; what a tree shall be called.
+    pub name: String,
+    /// Permission bits.
+    pub mode: u32,
+    /// Time of last change; none: now.
+    pub mtime_ms: Option<i64>,
+    /// It is the stream of a tree.
+    pub tree: bool,
+}
+
 /// Room for an upload; given back when dropped.
 #[derive(Debug)]
 struct Room {
@@ -122,6 +137,7 @@ pub fn file_info(upload: &Upload) -> FileInfo {
         name: upload.name.clone(),
         mode: upload.mode,
         mtime_ms: upload.mtime_ms,
+        tree: upload.tree,
     }
 }
 
@@ -171,7 +187,8 @@ impl Cache {
         for file in fs::read_dir(&self.folder)?.chain(partials) {
             let file = file?;
             let name = file.file_name().to_string_lossy().into_owned();
-            let id = name.split('.').next().unwrap_or_default().parse::<TransferId>();
+            let stem = name.strip_prefix(FETCH_PREFIX).unwrap_or(&name);
+            let id = stem.split('.').next().unwrap_or_default().parse::<TransferId>();
             // Gone since: another has removed it.
             let Ok(metadata) = file.metadata() else { continue };
             let age = metadata.modified()?.elapsed().unwrap_or_default();
@@ -288,14 +305,13 @@ impl Cache {
     /// the stored file when the sender was dropped after the last.
     pub fn receive(
         self: &Arc<Self>,
-        name: &str,
-        mode: u32,
-        mtime_ms: Option<i64>,
+        content: Content,
         size_bytes: u64,
     ) -> Result<
         (mpsc::Sender<Bytes>, impl Future<Output = Result<Upload, CacheError>> + Send + use<>),
         CacheError,
     > {
+        let Content { name, mode, mtime_ms, tree } = content;
         check_file_name(name.as_bytes())
             .map_err(|error| CacheError::Invalid(format!("file name {name:?}: {error}")))?;
         if mode & !0o7777 != 0 {
@@ -305,7 +321,7 @@ impl Cache {
         let this = self.clone();
         let (chunks, queue) = mpsc::channel(CHUNKS_WAITING);
         let mtime_ms = mtime_ms.unwrap_or_else(clock::now_ms);
-        let attributes = Attributes { name: name.to_owned(), mode, mtime_ms };
+        let attributes = Attributes { name, mode, mtime_ms };
         // Refused here before the first byte.
         self.expect(&id, size_bytes)?;
         let room = Room { cache: self.clone(), id };
@@ -323,13 +339,18 @@ impl Cache {
                     return Err(error);
                 }
             };
-            this.keep(id, &manifest).await
+            this.keep(id, &manifest, tree).await
         };
         Ok((chunks, finished))
     }
 
     /// Enters a file that stands in the cache.
-    pub async fn keep(&self, id: TransferId, manifest: &Manifest) -> Result<Upload, CacheError> {
+    pub async fn keep(
+        &self,
+        id: TransferId,
+        manifest: &Manifest,
+        tree: bool,
+    ) -> Result<Upload, CacheError> {
         let now_ms = clock::now_ms();
         let upload = Upload {
             upload_id: id.to_string(),
@@ -339,6 +360,7 @@ impl Cache {
             piece_bytes: manifest.geometry.piece_bytes(),
             mode: manifest.mode,
             mtime_ms: manifest.mtime_ms,
+            tree,
             created_ms: now_ms,
             expires_ms: now_ms + self.limits.expiry_ms,
         };
@@ -352,7 +374,11 @@ impl Cache {
 
     fn remove_files(&self, id: &TransferId) {
         let path = self.path(id);
-        for path in [path.with_extension("part"), path.with_extension("leaves"), path] {
+        // A data process may still write into what it has open; nobody finds it any more.
+        let partial = self.folder.join(format!("{FETCH_PREFIX}{id}.part"));
+        let state = self.folder.join(FETCH_STATE).join(format!("{id}.state"));
+        let (upload, leaves) = (path.with_extension("part"), path.with_extension("leaves"));
+        for path in [upload, leaves, path, partial, state] {
             match fs::remove_file(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     tracing::warn!(path = %path.display(), %error, "cannot remove");

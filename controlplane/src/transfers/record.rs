@@ -3,16 +3,23 @@
 use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
+use skein_filemesh::core::folder;
+use skein_filemesh::core::planner::PlannerSettings;
 use skein_filemesh::engine::check_file_name;
 use skein_wire::ids::{AgentId, TransferId};
 use skein_wire::signal::v1::{FileInfo, JoinTransfer, TransferPriority};
 
 use super::Entry;
 use super::cache::CacheError;
-use super::gear::{self, GearChoice};
+use super::gear::{self, Choice, GearChoice, Question};
 use super::host::{Final, HostPush};
+use super::judged::Judged;
+use super::rates::RateBook;
 use super::rollout::Rollout;
-use crate::api::types::{Priority, TransferPhase, TransferRequest, TransferSource, Upload};
+use super::tree;
+use crate::api::types::{
+    Priority, TransferPhase, TransferRequest, TransferSource, TreeRequest, Upload,
+};
 use crate::jobs::shelf::{Shelf, Stored};
 use crate::random;
 use crate::registry::{Registry, SelectorError};
@@ -114,6 +121,21 @@ pub struct TransferRecord {
     /// The gear that was asked for; none: the planner's.
     #[serde(default)]
     pub gear_wanted: Option<String>,
+    /// A file that came inside the request and travels inside the orders; gone at the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content_hex: Option<String>,
+    /// How near to the bound it came; said at the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub judged: Option<Judged>,
+    /// How a tree is taken and put in place.
+    #[serde(default)]
+    pub tree: TreeRequest,
+    /// Content that the server sent, as far as it was known at the end.
+    #[serde(default)]
+    pub source_sent_bytes: u64,
+    /// Whether that is all.
+    #[serde(default)]
+    pub source_is_final: bool,
     /// What is wrong with the whole.
     #[serde(default)]
     pub error: String,
@@ -150,6 +172,7 @@ impl TransferRecord {
             return invalid(format!("owner {owner:?} is not `user` or `user:group`"));
         }
         gear::wanted(request.gear.as_deref())?;
+        tree::check(&request.tree)?;
         let timeout_ms = request.timeout_ms.unwrap_or(TIMEOUT_MS);
         let deliver_within_ms = request.deliver_within_ms.unwrap_or(DELIVER_WITHIN_MS);
         if timeout_ms == 0 || timeout_ms.max(deliver_within_ms) > TIMEOUT_MS_MAX {
@@ -159,7 +182,7 @@ impl TransferRecord {
         Ok(Self {
             transfer_id: TransferId(random::bytes()?).to_string(),
             phase: TransferPhase::Offering,
-            source: request.source,
+            source: without_content(request.source),
             source_agent: None,
             targets: request.targets,
             directory: request.directory,
@@ -175,6 +198,11 @@ impl TransferRecord {
             expire_ms: now_ms + timeout_ms as i64,
             file: None,
             running_ms: None,
+            content_hex: None,
+            judged: None,
+            tree: request.tree,
+            source_sent_bytes: 0,
+            source_is_final: false,
             error: String::new(),
             cancel_ms: None,
             ended_ms: None,
@@ -190,6 +218,20 @@ impl TransferRecord {
         self.phase = TransferPhase::Running;
         self.file = Some(file);
         self.running_ms = Some(now_ms);
+    }
+
+    /// Refuses what is asked of a tree if `file`, which was uploaded, is none, and what is asked of
+    /// one file if it is.
+    pub fn check_content(&self, file: &Upload) -> Result<(), TransferError> {
+        match file.tree {
+            true if !self.file_name.is_empty() => Err(TransferError::Invalid(
+                "an uploaded tree has its names in it; upload it under another name".into(),
+            )),
+            false if self.tree != TreeRequest::default() => Err(TransferError::Invalid(
+                "what is asked of a tree does not fit an uploaded file; upload it as a tree".into(),
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// The id.
@@ -215,11 +257,12 @@ impl TransferRecord {
 
     /// The order to the targets.
     pub fn order(&self, id: &TransferId) -> JoinTransfer {
+        let is_tree = self.file.as_ref().is_some_and(|file| file.tree);
         JoinTransfer {
             transfer_id: id.to_bytes(),
             file: self.file_info(),
             directory: self.directory.clone(),
-            file_name: self.file_name.clone(),
+            file_name: if is_tree { String::new() } else { self.file_name.clone() },
             mode: self.mode,
             owner: self.owner.clone(),
             create_directory: self.create_directory,
@@ -231,6 +274,10 @@ impl TransferRecord {
                 Priority::High => TransferPriority::High,
             }
             .into(),
+            content: None,
+            refuse_existing: self.tree.refuse_existing,
+            times_of_arrival: self.tree.times_of_arrival,
+            owners_by_name: self.tree.owners_by_name,
         }
     }
 
@@ -243,11 +290,40 @@ impl TransferRecord {
         }
     }
 
-    /// Decides how the file, which is in the cache, travels to `agents`.
-    pub fn choose_gear(&mut self, registry: &Registry, agents: &[&AgentId]) {
-        let Some(file) = &self.file else { return };
-        let forced = gear::wanted(self.gear_wanted.as_deref()).ok().flatten();
-        self.gear = gear::choose(registry, file, agents, self.rate_limit_bytes_per_s, forced);
+    /// Decides how the file, which is in the cache or in the request, travels to `targets`, each
+    /// with the bytes that it holds.
+    pub fn choose_gear(
+        &mut self,
+        registry: &Registry,
+        rates: &RateBook,
+        settings: &PlannerSettings,
+        targets: &[(&AgentId, u64)],
+    ) -> Option<Choice> {
+        let file = self.file.as_ref()?;
+        let question = Question {
+            registry,
+            rates,
+            settings,
+            size_bytes: file.size_bytes,
+            piece_bytes: file.piece_bytes,
+            targets,
+            rate_limit_bytes_per_s: self.rate_limit_bytes_per_s,
+            forced: gear::wanted(self.gear_wanted.as_deref()).ok().flatten(),
+            may_inline: true,
+        };
+        let choice = question.choose()?;
+        self.gear = choice.stored.clone();
+        Some(choice)
+    }
+}
+
+/// The content of a small file is kept elsewhere, for as long as it is needed.
+fn without_content(source: TransferSource) -> TransferSource {
+    match source {
+        TransferSource::Content { name, mode, mtime_ms, .. } => {
+            TransferSource::Content { name, mode, mtime_ms, content_hex: String::new() }
+        }
+        other => other,
     }
 }
 
@@ -262,7 +338,8 @@ fn check_path(what: &str, path: &str) -> Result<(), TransferError> {
 }
 
 fn check_folder(path: &str) -> Result<(), TransferError> {
-    check_path("the folder", path)
+    check_path("the folder", path)?;
+    folder::check(path).map_err(|error| TransferError::Invalid(error.to_string()))
 }
 
 /// Reads all transfers.
@@ -283,11 +360,11 @@ pub(super) async fn load(store: &dyn Store) -> Result<HashMap<TransferId, Entry>
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::api::types::RolloutRequest;
 
-    fn request() -> TransferRequest {
+    pub(in crate::transfers) fn request() -> TransferRequest {
         TransferRequest {
             source: TransferSource::Upload { upload_id: "x".into() },
             targets: "all".into(),
@@ -301,6 +378,7 @@ mod tests {
             deliver_within_ms: None,
             timeout_ms: None,
             rollout: RolloutRequest::default(),
+            tree: TreeRequest::default(),
         }
     }
 
@@ -312,6 +390,7 @@ mod tests {
             (|r| r.directory = "opt".into(), "absolute"),
             (|r| r.directory = "/opt/../etc".into(), "absolute"),
             (|r| r.directory = "/a\0b".into(), "absolute"),
+            (|r| r.directory = "/srv/{ip}".into(), "{agent}, {hostname}"),
             (|r| r.file_name = Some("../x".into()), "file name"),
             (|r| r.file_name = Some("..".into()), "file name"),
             (|r| r.mode = Some(0o100_644), "mode"),
@@ -320,6 +399,7 @@ mod tests {
             (|r| r.timeout_ms = Some(u64::MAX), "timeouts"),
             (|r| r.rollout.batches = Some("10%,5%".into()), "grow"),
             (|r| r.rollout.max_errors = Some("5%".into()), "batches"),
+            (|r| r.tree.matching = vec!["(".into()], "pattern"),
         ];
         for (change, hint) in wrong {
             let mut request = request();
@@ -327,5 +407,38 @@ mod tests {
             let error = TransferRecord::from_request(request, 0).unwrap_err().to_string();
             assert!(error.contains(hint), "{hint}: {error}");
         }
+    }
+
+    #[test]
+    fn an_agent_that_does_not_know_trees_refuses_the_order_of_one() {
+        let file = |tree| Upload {
+            upload_id: "x".into(),
+            name: "release".into(),
+            size_bytes: 7,
+            root: "00".repeat(32),
+            piece_bytes: 65_536,
+            mode: 0,
+            mtime_ms: 0,
+            tree,
+            created_ms: 0,
+            expires_ms: 0,
+        };
+        for tree in [true, false] {
+            let asked = TransferRequest {
+                tree: TreeRequest { refuse_existing: tree, ..TreeRequest::default() },
+                ..request()
+            };
+            let mut record = TransferRecord::from_request(asked, 0).unwrap();
+            record.check_content(&file(tree)).unwrap();
+            assert_eq!(record.check_content(&file(!tree)).is_err(), tree);
+            record.run(file(tree), 0);
+            let order = record.order(&TransferId([1; 16]));
+            assert_eq!(order.file.unwrap().tree, tree);
+            assert_eq!(order.file_name, if tree { "" } else { "release" });
+            assert_eq!(order.refuse_existing, tree);
+        }
+        let mut named = TransferRecord::from_request(request(), 0).unwrap();
+        named.file_name = "other".into();
+        assert!(named.check_content(&file(true)).is_err(), "a tree has its names in it");
     }
 }

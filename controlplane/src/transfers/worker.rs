@@ -1,5 +1,6 @@
 //! What moves transfers forward: offers and reports in, orders and announcements out.
 
+mod replan;
 mod rollout;
 mod source;
 
@@ -12,8 +13,11 @@ use skein_wire::fleet::v1::{FetchResult, SeedFile, UnseedFile};
 use skein_wire::ids::{AgentId, TransferId};
 use skein_wire::signal::v1::{CancelTransfer, FileOffer, ReportAck, command_body, server_message};
 
+use super::counts::{Counts, sender};
 use super::host::{Final, HostPush, Report};
+use super::judged::{Course, Judged, judged};
 use super::meshes::Meshes;
+use super::rates::{RateBook, Sample};
 use super::{
     Entry, HISTORY, Order, Speed, TransferError, TransferRecord, Transfers, Wish, record,
     running_file,
@@ -41,6 +45,7 @@ pub struct Worker {
     fleet: Arc<Fleet>,
     commands: Commands<TransferId>,
     meshes: Meshes,
+    counts: Counts,
     ticks: u32,
 }
 
@@ -60,13 +65,15 @@ pub struct Group {
     fetch: HashSet<TransferId>,
     fetched: Vec<(TransferId, FetchResult)>,
     unseed: HashSet<TransferId>,
+    /// Ended transfers for which it is known what the server sent.
+    sent: Vec<TransferId>,
 }
 
 impl Worker {
     /// For a service and the fleet.
     pub fn new(transfers: Arc<Transfers>, fleet: Arc<Fleet>) -> Self {
         let (commands, meshes) = (Commands::default(), Meshes::default());
-        Self { transfers, fleet, commands, meshes, ticks: 0 }
+        Self { transfers, fleet, commands, meshes, counts: Counts::default(), ticks: 0 }
     }
 }
 
@@ -83,7 +90,29 @@ impl Work for Worker {
                 let Ok(id) = TransferId::from_slice(&update.transfer_id) else { return };
                 let found = entries.get_mut(&id).and_then(|entry| {
                     let place = entry.place(&agent)?;
-                    Some((place, entry.hosts[place].report(&update)))
+                    let report = entry.hosts[place].report(&update);
+                    if report != Report::Ended {
+                        entry.began_ms.get_or_insert(now_ms);
+                    }
+                    let host = &mut entry.hosts[place];
+                    // What is found on its disk says nothing of its link.
+                    let moved = update.verified_bytes.saturating_sub(update.resumed_bytes);
+                    host.pace.report(moved, now_ms);
+                    if matches!(report, Report::End(_)) {
+                        host.heard_ms = now_ms;
+                    }
+                    // A quick host says that it is done before it was heard to run.
+                    let moves = match &report {
+                        Report::Progress => host.state() >= Host::Running,
+                        Report::End(_) => true,
+                        Report::Ended => false,
+                    };
+                    if moves {
+                        let gained = host.meter.note(moved, update.from_peers_bytes, now_ms);
+                        let (gear, registry) = (&entry.record.gear.gear, &self.transfers.registry);
+                        self.counts.gained(gear, registry, &agent, gained);
+                    }
+                    Some((place, report))
                 });
                 match found {
                     Some((place, Report::Progress)) => {
@@ -171,6 +200,14 @@ impl Work for Worker {
                 let Ok(id) = TransferId::from_slice(&result.transfer_id) else { return };
                 group.fetched.push((id, result));
             }
+            TransferEvent::Sent(sent) => {
+                let Ok(id) = TransferId::from_slice(&sent.transfer_id) else { return };
+                let Some(entry) = entries.get_mut(&id) else { return };
+                self.counts.sent(&entry.record.gear.gear, entry.sent.take(sent.bytes));
+                if sent.is_last && !entry.is_open() {
+                    group.sent.push(id);
+                }
+            }
         }
     }
 
@@ -199,6 +236,7 @@ impl Work for Worker {
         self.look_at_deadlines(group);
         self.look_at_batches(group).await;
         self.look_at_queue(group).await;
+        self.look_at_courses(group).await;
         self.take_up_meshes();
         if self.ticks.is_multiple_of(TICKS_PER_SWEEP) {
             self.look_at_held(group).await;
@@ -219,6 +257,9 @@ impl Work for Worker {
             }
         }
         self.store_ends(&mut group).await;
+        for id in std::mem::take(&mut group.sent) {
+            self.store_sent(&id).await;
+        }
         let acks = group.acks.drain(..).map(|(agent, id)| {
             let ack = ReportAck { transfer_id: id.to_bytes(), ..ReportAck::default() };
             (agent, server_message::Kind::ReportAck(ack))
@@ -314,6 +355,24 @@ impl Worker {
             entry.record = record.clone();
         }
         Ok(())
+    }
+
+    /// Keeps what the server sent for an ended transfer.
+    async fn store_sent(&self, id: &TransferId) {
+        let record = self.transfers.lock().get(id).map(|entry| {
+            let mut record = entry.record.clone();
+            record.source_sent_bytes = record.source_sent_bytes.max(entry.sent.bytes());
+            record.source_is_final = true;
+            self.counts.source_known(entry, record.source_sent_bytes);
+            record
+        });
+        let Some(record) = record else { return };
+        if let Err(error) = self.store_record(id, &record).await {
+            tracing::warn!(transfer = %id, %error, "what the server sent is not stored");
+        }
+        if let Some(entry) = self.transfers.lock().get_mut(id) {
+            entry.ended_view.take();
+        }
     }
 
     fn look_at_deadlines(&self, group: &mut Group) {
@@ -459,6 +518,9 @@ impl Worker {
                 if open == *count {
                     let mut record = entry.record.clone();
                     record.ended_ms = Some(clock::now_ms());
+                    record.content_hex = None;
+                    record.judged = self.judge(id, entry, ends);
+                    record.source_sent_bytes = entry.sent.bytes();
                     batch = record::SHELF.put_spec(batch, &record.transfer_id, &record)?;
                     closing.push(record);
                 }
@@ -470,9 +532,16 @@ impl Worker {
             let Some(entry) = entries.get_mut(id) else { continue };
             let word = state_word(&run.state);
             metrics::counter!(names::CONTROL_TRANSFERS, "state" => word).increment(1);
+            let mut run = run.clone();
+            let from = std::mem::take(&mut run.received_from);
+            let agents = self.meshes.agents(id);
+            let from =
+                from.iter().filter_map(|(member, bytes)| Some((sender(agents, *member)?, *bytes)));
+            let (gear, registry) = (&entry.record.gear.gear, &self.transfers.registry);
+            self.counts.host_ended(gear, registry, &entry.hosts[*place].agent, &run, from);
             let host = &mut entry.hosts[*place];
-            host.end(run.clone());
-            if run.state != Host::Done {
+            host.end(run);
+            if host.state() != Host::Done {
                 self.meshes.gone(id, &host.agent);
             }
             group.acks.push((host.agent.clone(), *id));
@@ -484,8 +553,13 @@ impl Worker {
                     Some(file) => self.transfers.cache.unpin(&file),
                     None => self.transfers.cache.abandon(&id),
                 }
+                if !record.gear.is_inline() {
+                    group.unseed.insert(id);
+                }
                 entry.record = record;
-                group.unseed.insert(id);
+                learn(&self.transfers.rates, entry);
+                self.counts.ended(entry);
+                self.transfers.ends.notify_waiters();
                 // Whoever is done serves others until it hears that nobody needs it.
                 let mut took_part = self.meshes.end(&id);
                 if took_part.is_empty() && entry.record.gear.is_meshed() {
@@ -501,6 +575,22 @@ impl Worker {
         Ok(())
     }
 
+    /// What is said of a transfer whose last hosts end so.
+    fn judge(
+        &self,
+        id: &TransferId,
+        entry: &Entry,
+        ends: &[(TransferId, usize, Final)],
+    ) -> Option<Judged> {
+        let ended = ends.iter().filter(|(of, _, run)| of == id && run.state == Host::Done);
+        let before = entry.hosts.iter().filter(|host| host.state() == Host::Done);
+        let heard = ended.map(|(_, place, _)| &entry.hosts[*place]).chain(before);
+        let done_ms = heard.map(|host| host.heard_ms).filter(|at_ms| *at_ms > 0).collect();
+        let repair_ms = self.meshes.repair_ms(id);
+        let course = Course { began_ms: entry.began_ms, done_ms, repair_ms };
+        judged(&entry.record, &course, &self.transfers.planner)
+    }
+
     /// Tells data processes to serve a file to its targets.
     async fn announce(&mut self, id: TransferId, link: Option<u64>) {
         let (record, agent_ids) = {
@@ -513,7 +603,8 @@ impl Worker {
         if record.rollout.is_stopped() {
             return;
         }
-        let Some(file) = running_file(&record) else { return };
+        let file = running_file(&record).filter(|_| !record.gear.is_inline());
+        let Some(file) = file else { return };
         let seed = SeedFile {
             transfer_id: id.to_bytes(),
             path: self.transfers.cache.path(&file).to_string_lossy().into_owned(),
@@ -531,7 +622,17 @@ impl Worker {
         let Some(record) = self.record(&id) else { return };
         if record.cancel_ms.is_none() && !record.rollout.is_stopped() {
             let until_ms = record.deliver_by_ms();
-            let kind = command_body::Kind::JoinTransfer(record.order(&id));
+            let mut order = record.order(&id);
+            if record.gear.is_inline() {
+                match self.transfers.content_of(&record) {
+                    Ok(content) => order.content = Some(content),
+                    // It is tried again until nobody is left to be told.
+                    Err(error) => {
+                        return tracing::error!(transfer = %id, %error, "a small file is not read");
+                    }
+                }
+            }
+            let kind = command_body::Kind::JoinTransfer(order);
             self.send(id, kind, until_ms, &agents).await;
         }
     }
@@ -646,6 +747,23 @@ fn begin(id: &TransferId, entry: &Entry, group: &mut Group) {
     } else {
         group.offer.insert(*id);
     }
+}
+
+/// Enters how fast the hosts of a transfer that has ended were.
+fn learn(rates: &RateBook, entry: &Entry) {
+    if entry.record.gear.is_inline() {
+        return;
+    }
+    let done = entry.hosts.iter().filter(|host| host.state() == Host::Done);
+    let samples = done.map(|host| Sample {
+        agent: host.agent.clone(),
+        bytes: host.run.verified_bytes.saturating_sub(host.run.resumed_bytes),
+        time_ms: host.run.ended_ms - host.run.started_ms,
+    });
+    // What was planned again has shown its rates while it ran.
+    let samples: Vec<Sample> = samples.filter(|_| entry.record.gear.replans == 0).collect();
+    let is_limited = entry.record.rate_limit_bytes_per_s > 0;
+    rates.learn(&samples, !entry.record.gear.is_meshed(), is_limited, clock::now_ms());
 }
 
 fn speed(entry: &Entry, now_ms: i64) -> Speed {

@@ -189,8 +189,7 @@ impl TestServer {
     }
 
     pub async fn start_with(config: ControlConfig) -> Self {
-        let dir = config.data_dir.clone();
-        let mut attempts = 0;
+        let (dir, mut attempts) = (config.data_dir.as_path(), 0);
         let control = loop {
             match Control::start(config.clone()).await {
                 Ok(control) => break control,

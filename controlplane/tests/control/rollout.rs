@@ -60,9 +60,10 @@ async fn push(api: &Api, rollout: RolloutRequest) -> Transfer {
         owner: None,
         create_directory: true,
         rate_limit_bytes_per_s: None,
-        gear: None,
+        gear: Some("direct".into()),
         deliver_within_ms: None,
         timeout_ms: None,
+        tree: TreeRequest::default(),
         rollout,
     };
     api.post("/transfers", &request).await.expect("a transfer")

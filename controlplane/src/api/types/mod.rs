@@ -19,10 +19,11 @@
 //! | POST, GET `/admin-tokens`; DELETE `/admin-tokens/{id}` | [`AdminTokenRequest`] | [`AdminTokenCreated`], [`AdminTokenList`], [`Empty`] |
 //! | POST, GET `/streams`; PUT, DELETE `/streams/{name}` | [`StreamRequest`] | [`Stream`], [`StreamList`], [`Empty`] |
 //! | POST, GET `/routes`; DELETE `/routes/{name}` | [`RouteRequest`] | [`Route`], [`RouteList`], [`Empty`] |
-//! | PUT `/uploads?name&mode&mtime_ms` with the file as body | [`UploadQuery`] | [`Upload`] |
+//! | PUT `/uploads?name&mode&mtime_ms&tree` with the file, or a tree's stream, as body | [`UploadQuery`] | [`Upload`] |
 //! | GET `/uploads`; DELETE `/uploads/{id}` | – | [`UploadList`], [`Empty`] |
 //! | POST `/transfers`; GET `/transfers?state&newer_than_ms&limit` | [`TransferRequest`], [`TransfersQuery`] | [`Transfer`], [`TransferList`] |
-//! | GET `/transfers/{id}?state&after&limit` | [`HostsQuery`] | [`TransferDetail`] |
+//! | POST `/transfers/forecast` | [`ForecastRequest`] | [`TransferForecast`] |
+//! | GET `/transfers/{id}?state&after&limit&wait_ms` | [`HostsQuery`] | [`TransferDetail`] |
 //! | POST `/transfers/{id}/cancel`, `/pause`, `/resume` | – | [`Transfer`] |
 //! | POST, GET `/tasks` | [`TaskRequest`] | [`Task`], [`TaskList`] |
 //! | GET `/tasks/{id}?state&after&limit` | [`HostsQuery`] | [`TaskDetail`] |
@@ -33,6 +34,7 @@
 
 mod agents;
 mod lanes;
+mod progress;
 mod rollout;
 mod routing;
 mod status;
@@ -45,6 +47,7 @@ use serde::{Deserialize, Serialize};
 
 pub use agents::*;
 pub use lanes::*;
+pub use progress::*;
 pub use rollout::*;
 pub use routing::*;
 pub use status::*;
@@ -87,4 +90,6 @@ pub struct HostsQuery {
     pub after: Option<String>,
     /// At most this many (default 1,000, limit 10,000).
     pub limit: Option<usize>,
+    /// Of a transfer: answer when it has ended, or after this time (limit 10,000).
+    pub wait_ms: Option<u64>,
 }

@@ -1,12 +1,12 @@
-//! Pushes: one file to many hosts.
+//! Pushes: a file or a tree to many hosts.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Rollout, RolloutRequest};
+use super::{Rollout, RolloutRequest, TransferProgress};
 
-/// Starts a push of one file.
+/// Starts a push of a file or a tree.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TransferRequest {
@@ -16,10 +16,10 @@ pub struct TransferRequest {
     pub targets: String,
     /// Folder on the targets, absolute.
     pub directory: String,
-    /// Name there (default: the source's).
+    /// Name there (default: the source's). The names of an uploaded tree are in it.
     #[serde(default)]
     pub file_name: Option<String>,
-    /// Permission bits there (default: the source's).
+    /// Permission bits there, of a tree's files (default: the source's).
     #[serde(default)]
     pub mode: Option<u32>,
     /// `user` or `user:group` (default: the agent's own).
@@ -31,7 +31,7 @@ pub struct TransferRequest {
     /// Per host; absent or 0: no limit.
     #[serde(default)]
     pub rate_limit_bytes_per_s: Option<u64>,
-    /// How the file travels: `auto` (the default), `direct`, `planned` or `mesh`.
+    /// How the file travels: `auto` (the default), `inline`, `direct`, `planned` or `mesh`.
     #[serde(default)]
     pub gear: Option<String>,
     /// A host that cannot be reached within this time ends as `undeliverable` (default 30,000).
@@ -44,6 +44,46 @@ pub struct TransferRequest {
     /// Batches and priority.
     #[serde(default)]
     pub rollout: RolloutRequest,
+    /// What is taken of a source agent's path, and how a tree is put in place.
+    #[serde(default)]
+    pub tree: TreeRequest,
+}
+
+/// What is taken of a source agent's path, which may be a directory (with `/` at its end: what is in
+/// it) or have wildcards; and how a tree is put into the folder. An uploaded tree was chosen by its
+/// uploader. A file takes part as it is where everything here has its default.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TreeRequest {
+    /// Regular expressions found anywhere in a path below the folder; none: everything.
+    pub matching: Vec<String>,
+    /// Globs of what is left out; without a slash they are about names at any depth.
+    pub exclude: Vec<String>,
+    /// Symbolic links.
+    pub links: TreeLinks,
+    /// Modes 0644 and 0755 instead of the files' own.
+    pub plain_modes: bool,
+    /// Owners are the source's, by name.
+    pub owners_by_name: bool,
+    /// Names of one file arrive as files of their own.
+    pub copy_hard_links: bool,
+    /// Modification times are those of the arrival.
+    pub times_of_arrival: bool,
+    /// Nothing that is there is replaced; else files are, one by one.
+    pub refuse_existing: bool,
+}
+
+/// What becomes of symbolic links.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TreeLinks {
+    /// They travel as links; one that leads out of the tree is refused.
+    #[default]
+    Keep,
+    /// What they lead to travels in their place, if it is in the tree.
+    Follow,
+    /// They are left out.
+    Skip,
 }
 
 /// Where a file comes from.
@@ -59,9 +99,74 @@ pub enum TransferSource {
     Agent {
         /// The agent: id, host name or address; must match exactly one.
         agent: String,
-        /// Absolute path there.
+        /// Absolute path there; see [`TreeRequest`].
         path: String,
     },
+    /// A small file inside the request, so that nothing has to be uploaded before.
+    Content {
+        /// Its name.
+        name: String,
+        /// Its permission bits.
+        mode: u32,
+        /// When it was changed; absent: now.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        mtime_ms: Option<i64>,
+        /// Its bytes in hexadecimal digits, at most 32 KiB; empty in answers.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        content_hex: String,
+    },
+}
+
+/// Asks how a file would travel; nothing is begun.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ForecastRequest {
+    /// Which agents would receive it (selector).
+    pub targets: String,
+    /// Size of the file.
+    pub size_bytes: u64,
+    /// Per host; absent or 0: no limit.
+    #[serde(default)]
+    pub rate_limit_bytes_per_s: Option<u64>,
+    /// As in [`TransferRequest::gear`].
+    #[serde(default)]
+    pub gear: Option<String>,
+}
+
+/// How a file would travel, from what is known now.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TransferForecast {
+    /// The gear that would be taken.
+    pub gear: String,
+    /// Why, in one sentence.
+    pub why: String,
+    /// When the last host should be done, ms after the file is in the cache.
+    pub predicted_ms: f64,
+    /// What no way of travelling can beat, ms.
+    pub bound_ms: f64,
+    /// Size of the file.
+    pub size_bytes: u64,
+    /// Number of hosts.
+    pub hosts_total: u64,
+    /// Every gear.
+    pub gears: Vec<GearForecast>,
+}
+
+/// What one gear would take.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct GearForecast {
+    /// Which.
+    pub gear: String,
+    /// When its last host should be done, ms.
+    pub predicted_ms: f64,
+    /// Of that, what is not moving bytes.
+    pub start_ms: f64,
+    /// At which most hosts would receive.
+    pub bytes_per_s: u64,
+    /// What most of the time is due to, in words.
+    pub limit: String,
+    /// False where no host could take pieces from another.
+    pub possible: bool,
 }
 
 /// Where a transfer stands as a whole.
@@ -136,7 +241,10 @@ pub struct Transfer {
     pub directory: String,
     /// Name on the targets.
     pub file_name: String,
-    /// How the file travels: `direct`, `planned` or `mesh`.
+    /// Whether it is a tree; `file_name` then only calls it something.
+    #[serde(default)]
+    pub tree: bool,
+    /// How the file travels: `inline`, `direct`, `planned` or `mesh`.
     pub gear: String,
     /// Why, in one sentence; empty before it is decided.
     #[serde(default)]
@@ -147,6 +255,19 @@ pub struct Transfer {
     /// What no way of travelling can beat, ms; 0: not known.
     #[serde(default)]
     pub bound_ms: u64,
+    /// How often it was planned again while it ran, because it had left the prediction.
+    #[serde(default)]
+    pub replans: u64,
+    /// When it was last planned again; absent: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replanned_ms: Option<i64>,
+    /// The bound over the time that it took, 0 to 1; absent while it runs and where no host got the
+    /// file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub achieved_share: Option<f64>,
+    /// That share and what cost the rest, in one sentence; empty while it runs.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub judgement: String,
     /// Size of the file; 0 before it is known.
     pub size_bytes: u64,
     /// SHA-256 merkle root, hex; empty before it is known.
@@ -172,6 +293,9 @@ pub struct Transfer {
     /// Batches, priority, and why it waits.
     #[serde(default)]
     pub rollout: Rollout,
+    /// How far it is, when it will end, and where the bytes came from.
+    #[serde(default)]
+    pub progress: TransferProgress,
 }
 
 /// One transfer with a page of its hosts.
@@ -198,6 +322,9 @@ pub struct TransferHost {
     pub verified_bytes: u64,
     /// Of those, what an earlier run had left.
     pub resumed_bytes: u64,
+    /// Of what came over the network, what other hosts sent.
+    #[serde(default)]
+    pub from_peers_bytes: u64,
     /// Blocks that were refused because their hash was wrong.
     pub refused_blocks: u64,
     /// Bytes per second of this run.

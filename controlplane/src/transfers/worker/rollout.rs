@@ -3,6 +3,7 @@
 
 use skein_wire::ids::{AgentId, TransferId};
 
+use super::super::host::HostPush;
 use super::super::rollout::{HELD_MS_MAX, Step, errors, kind, open, queue_order};
 use super::super::{Entry, TransferError, TransferRecord, taken};
 use super::{Group, Worker, begin};
@@ -33,7 +34,9 @@ impl Worker {
         self.store_record(&id, &record).await?;
         // Soft: it is made anew from what everybody then holds.
         self.meshes.end(&id);
-        group.unseed.insert(id);
+        if !record.gear.is_inline() {
+            group.unseed.insert(id);
+        }
         let mut entries = self.transfers.lock();
         let Some(entry) = entries.get_mut(&id) else { return Ok(()) };
         let mut reach: Vec<AgentId> = Vec::new();
@@ -117,12 +120,20 @@ impl Worker {
     /// Gives a transfer its turn.
     async fn admit(&mut self, id: TransferId, group: &mut Group) -> Result<(), TransferError> {
         let Some(mut record) = self.record(&id) else { return Ok(()) };
+        let now_ms = clock::now_ms();
         record.rollout.queued = false;
-        record.begin(clock::now_ms());
+        record.begin(now_ms);
+        let is_new = |host: &HostPush| host.state() <= Host::Sent && host.run.verified_bytes == 0;
+        if self.transfers.lock().get(&id).is_some_and(|entry| entry.hosts.iter().all(is_new)) {
+            // What it waited in the queue is no time of its own.
+            record.running_ms = record.running_ms.map(|_| now_ms);
+        }
         self.store_record(&id, &record).await?;
         let mut entries = self.transfers.lock();
         let Some(entry) = entries.get_mut(&id) else { return Ok(()) };
         entry.queue_note.clear();
+        // What was predicted had no pause in it: it is planned anew.
+        entry.course = None;
         entry.asked_ms = 0;
         entry.hosts.iter_mut().for_each(|host| host.begin_anew());
         begin(&id, entry, group);
@@ -172,8 +183,9 @@ impl Worker {
         }
         self.store_record(&id, &record).await?;
         tracing::info!(transfer = %id, batch = record.rollout.started, "a batch begins");
-        let entries = self.transfers.lock();
-        if let Some(entry) = entries.get(&id) {
+        let mut entries = self.transfers.lock();
+        if let Some(entry) = entries.get_mut(&id) {
+            entry.course = None;
             self.meshes.start(&id, entry.started(), record.expire_ms);
             begin(&id, entry, group);
         }

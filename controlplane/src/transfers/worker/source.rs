@@ -7,7 +7,8 @@ use skein_wire::fleet::v1::{FetchFile, FetchResult};
 use skein_wire::ids::{TransferId, hex_encode};
 use skein_wire::signal::v1::{FileOffer, OfferFile, command_body};
 
-use super::super::{Entry, TransferError};
+use super::super::pace::Course;
+use super::super::{Entry, TransferError, tree};
 use super::{Group, Worker, begin};
 use crate::api::types::{TransferPhase, TransferSource, Upload};
 use crate::clock;
@@ -75,6 +76,7 @@ impl Worker {
             piece_bytes: info.piece_bytes,
             mode: info.mode,
             mtime_ms: info.mtime_ms,
+            tree: info.tree,
             created_ms: now_ms,
             expires_ms: now_ms,
         };
@@ -119,15 +121,17 @@ impl Worker {
         let manifest = Manifest::from_info(&info)
             .map_err(|error| TransferError::Invalid(error.to_string()))?;
         let cache = &self.transfers.cache;
-        let upload = cache.keep(id, &manifest).await?;
+        let upload = cache.keep(id, &manifest, info.tree).await?;
         cache.pin(&id);
         record.run(upload, clock::now_ms());
+        let mut decision = None;
         if let Some(entry) = self.transfers.lock().get(&id) {
-            let agents: Vec<_> = entry.hosts.iter().map(|host| &host.agent).collect();
-            record.choose_gear(&self.transfers.registry, &agents);
+            let agents: Vec<_> = entry.hosts.iter().map(|host| (&host.agent, 0)).collect();
+            decision = self.transfers.choose(&mut record, &agents);
         }
         self.store_record(&id, &record).await?;
-        if let Some(entry) = self.transfers.lock().get(&id) {
+        if let Some(entry) = self.transfers.lock().get_mut(&id) {
+            entry.course = decision.map(|one| Course::new(one, 0, clock::now_ms()));
             begin(&id, entry, group);
         }
         Ok(())
@@ -136,7 +140,7 @@ impl Worker {
     pub(super) async fn ask_source(&mut self, id: TransferId) {
         let Some(record) = self.record(&id) else { return };
         let (Some(source), TransferSource::Agent { path, .. }) =
-            (record.source_id(), record.source)
+            (record.source_id(), record.source.clone())
         else {
             return;
         };
@@ -149,7 +153,8 @@ impl Worker {
         if let Some(entry) = self.transfers.lock().get_mut(&id) {
             entry.asked_ms = clock::now_ms();
         }
-        let order = OfferFile { transfer_id: id.to_bytes(), path, piece_bytes: 0 };
+        let tree = Some(tree::rules(&record.tree, &record.file_name));
+        let order = OfferFile { transfer_id: id.to_bytes(), path, piece_bytes: 0, tree };
         self.send(id, command_body::Kind::OfferFile(order), record.expire_ms, &[source]).await;
     }
 

@@ -4,7 +4,9 @@
 //! whatever happens and crosses each border once or twice. On it lie links by chance: some within
 //! the rack, some in other racks and zones of the region, one or two in other regions, so that
 //! pieces need few hops and a rack that loses its links to the ring is still reached. Sources
-//! have their two neighbours on the ring and no others, because what they send is scarce.
+//! have their two neighbours on the ring and no others, because what they send is scarce; while
+//! trees bring the pieces, they are nobody's neighbours: what is late is late because links are
+//! full, and a source that is asked for it too only sends less of what nobody has yet.
 
 use super::layout::{Layout, Random, Scope};
 use crate::core::plan::NEIGHBOURS_MAX;
@@ -58,10 +60,11 @@ impl Neighbours {
         before.into_iter().chain(after)
     }
 
-    /// All neighbours of `at`, in order.
-    pub(super) fn of(&self, at: u32) -> BTreeSet<u32> {
+    /// All neighbours of `at`, in order; sources among them if `with_sources`.
+    pub(super) fn of(&self, at: u32, with_sources: bool) -> BTreeSet<u32> {
         let ring = self.ring.contains(&at).then(|| self.beside(at));
-        ring.into_iter().flatten().chain(self.links[at as usize].iter().copied()).collect()
+        let all = ring.into_iter().flatten().chain(self.links[at as usize].iter().copied());
+        all.filter(|other| with_sources || !self.sources.contains(other)).collect()
     }
 
     /// Puts a living member on the ring; whose neighbours changed goes to `changed`.

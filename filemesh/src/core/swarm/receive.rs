@@ -163,8 +163,12 @@ impl Swarm {
         };
         match download.block(block, &buf[data.clone()]) {
             Verdict::Write(offset) => {
+                let bytes = data.len() as u64;
                 push_write(actions, offset, data);
-                self.peers.get_mut(&key).into_iter().for_each(|peer| peer.was_useful = true);
+                if let Some(peer) = self.peers.get_mut(&key) {
+                    peer.was_useful = true;
+                    *self.received.entry(peer.member).or_default() += bytes;
+                }
                 self.proved(block);
             }
             Verdict::Lie => {
@@ -188,9 +192,9 @@ impl Swarm {
         let is_piece = self.content.complete_piece(piece);
         if is_piece {
             self.gained.push(piece);
-            let patience = self.meter.patience_pieces(&self.content.geometry);
+            let behind = self.meter.behind_pieces(&self.content.geometry);
             if let Some(download) = &self.content.download {
-                self.schedule.gained(piece, download.verified(), patience);
+                self.schedule.gained(piece, download.verified(), behind);
             }
             self.kick |= self.schedule.any_open();
         }
