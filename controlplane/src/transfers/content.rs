@@ -92,7 +92,7 @@ impl Transfers {
         let upload = stored.await?;
         let id = upload.upload_id.parse().ok();
         let kept = id.and_then(|id| self.cache.pin(&id));
-        kept.ok_or_else(|| TransferError::NoUpload(upload.upload_id))
+        kept.ok_or(TransferError::NoUpload(upload.upload_id))
     }
 }
 

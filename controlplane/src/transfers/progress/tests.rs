@@ -24,9 +24,11 @@ fn running(states: &[Host]) -> Entry {
         gear: None,
         deliver_within_ms: None,
         timeout_ms: None,
+        tree: Default::default(),
     };
     let mut record = TransferRecord::from_request(request, 500).unwrap();
     let file = Upload {
+        tree: false,
         upload_id: "x".into(),
         name: "f".into(),
         size_bytes: SIZE,
