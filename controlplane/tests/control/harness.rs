@@ -201,8 +201,8 @@ impl TestServer {
                 Err(error) => panic!("{error:#}"),
             }
         };
-        let api = Api::new(&control.api().to_string(), &dir);
-        Self { dir, control, api, _folder: None }
+        let api = Api::new(&control.api().to_string(), dir);
+        Self { dir: dir.to_path_buf(), control, api, _folder: None }
     }
 
     pub async fn data(&self) -> FakeData {

@@ -25,6 +25,7 @@ fn running(states: &[Host]) -> Entry {
         deliver_within_ms: None,
         timeout_ms: None,
         tree: Default::default(),
+        rollout: Default::default(),
     };
     let mut record = TransferRecord::from_request(request, 500).unwrap();
     let file = Upload {
