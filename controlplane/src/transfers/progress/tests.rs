@@ -146,3 +146,23 @@ fn what_the_source_sent_adds_up_over_restarts_of_the_data_process() {
     assert_eq!([sent.take(5), sent.take(0)], [5, 0]);
     assert_eq!(sent.bytes(), 35);
 }
+
+#[test]
+fn batches_that_wait_and_pauses_leave_the_end_unknown() {
+    let mut entry = running(&[Host::Running, Host::Pending, Host::Pending]);
+    report(&mut entry, 0, 0, 1_000);
+    report(&mut entry, 0, 5_000, 2_000);
+    let says = |entry: &Entry| {
+        let progress = progress(entry, 2_000);
+        (progress.predicted_end_ms, progress.note)
+    };
+    assert_eq!(says(&entry), (Some(3_000), "2 not reached".into()));
+    entry.record.rollout.batches = vec![1, 3];
+    entry.record.rollout.started = 1;
+    assert_eq!(says(&entry), (None, "2 in batches that were not started".into()));
+    entry.record.rollout.queued = true;
+    entry.queue_note = "others come first".into();
+    assert_eq!(says(&entry), (None, "others come first".into()));
+    entry.record.rollout.paused_ms = Some(1_500);
+    assert_eq!(says(&entry), (None, "paused by an operator".into()));
+}
