@@ -184,7 +184,10 @@ mod tests {
         }
         let batches = serde_json::json!({
             "hosts_by_state": {"not_started": 14, "running": 2}, "bytes_per_s": 0,
-            "rollout": {"batches": [2, 16], "batches_started": 1},
+            "rollout": {
+                "priority": "normal", "batches": [2, 16], "batches_started": 1,
+                "max_errors": "0", "reason": "",
+            },
         });
         assert_eq!(line(&transfer(batches)), "14 not_started, 2 running, batch 1 of 2");
     }
