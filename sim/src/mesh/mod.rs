@@ -21,7 +21,7 @@ pub use control::Costs;
 
 use crate::network::Arrival;
 use crate::outcome::{HostEnd, Outcome};
-use crate::queue::{EventQueue, MILLISECOND, Nanos, SECOND};
+use crate::queue::{EventQueue, MILLISECOND, Nanos};
 use crate::scenario::Kind;
 use crate::topology::{HostId, Topology};
 use crate::world::{Event, World};
@@ -94,11 +94,11 @@ pub fn run(
     seed: u64,
     end: Nanos,
 ) -> MeshOutcome {
-    let coordinator = coordinator(&world.topology, content, gear, seed);
+    let coordinator = coordinator(&world.topology, content, gear, costs.knows_rates, seed);
     let targets = world.topology.targets().count();
     let hosts = (0..world.topology.hosts.len() as HostId).map(|_| Host::default()).collect();
     let mesh = Mesh {
-        control: Control::new(coordinator, costs, targets),
+        control: Control::new(coordinator, costs),
         outcome: Outcome::new(world.topology.hosts.len()),
         open: targets,
         world,
@@ -113,12 +113,18 @@ pub fn run(
     mesh.run(end)
 }
 
-fn coordinator(topology: &Topology, content: &Content, gear: Gear, seed: u64) -> Coordinator {
+fn coordinator(
+    topology: &Topology,
+    content: &Content,
+    gear: Gear,
+    knows_rates: bool,
+    seed: u64,
+) -> Coordinator {
     let participant = |member: HostId| {
         let host = &topology.hosts[member as usize];
         let number = |group: Option<u32>| group.map_or(0, |group| group + 1);
         let place = Place { region: number(host.region) as u16, zone: 0, rack: number(host.rack) };
-        let rate = |rate: f64| Some((rate / f64::from(content.scale)) as u64);
+        let rate = |rate: f64| knows_rates.then_some((rate / f64::from(content.scale)) as u64);
         let rates = Rates { up_bytes_s: rate(host.up), down_bytes_s: rate(host.down) };
         Participant { member, place, rates }
     };
@@ -131,7 +137,9 @@ fn coordinator(topology: &Topology, content: &Content, gear: Gear, seed: u64) ->
     let latencies = topology.hosts.iter().map(|host| host.latency);
     let hop = 2 * latencies.max().unwrap_or_default();
     let rtt_ms = (2 * hop) as f64 / MILLISECOND as f64;
-    Coordinator::new(spec, Settings { rtt_ms, ..Settings::default() }, seed, 0)
+    let settings = Settings::default();
+    let default_bytes_s = settings.default_bytes_s / u64::from(content.scale);
+    Coordinator::new(spec, Settings { rtt_ms, default_bytes_s, ..settings }, seed, 0)
 }
 
 impl Mesh<'_> {
@@ -255,16 +263,27 @@ impl Mesh<'_> {
         self.steps.push(at, Step::News(news));
     }
 
+    /// The regular report of a host.
     fn report(&mut self, host: HostId, life: u32) {
-        let interval = self.control.costs.report_every;
+        if self.hosts[host as usize].life != life {
+            return;
+        }
+        self.say(host);
+        let swarm = self.hosts[host as usize].swarm.as_ref();
+        if swarm.is_some_and(|swarm| !swarm.is_done()) {
+            let next = self.world.now() + self.control.costs.report_every;
+            self.steps.push(next, Step::Report(host, life));
+        }
+    }
+
+    /// Says what there is to say, if anything.
+    fn say(&mut self, host: HostId) {
         let state = &mut self.hosts[host as usize];
-        let Some(swarm) = state.swarm.as_mut().filter(|_| state.life == life) else { return };
-        let report = swarm.take_report();
-        let rate = (report.down_bytes as u128 * u128::from(SECOND) / u128::from(interval)) as u64;
-        let is_done = swarm.is_done();
-        self.tell(News::Report(host, report, (!is_done).then_some(rate)));
-        if !is_done {
-            self.steps.push(self.world.now() + interval, Step::Report(host, life));
+        let Some(swarm) = state.swarm.as_mut() else { return };
+        let (report, (_, received)) = (swarm.take_report(), swarm.traffic());
+        let late = std::mem::take(&mut state.late);
+        if !report.gained.is_empty() || !late.is_empty() {
+            self.tell(News::Report(host, report, received, late));
         }
     }
 
@@ -414,7 +433,7 @@ impl Mesh<'_> {
                     Action::Leaves { .. } => {}
                     Action::Connect(member) => self.dial(host, member),
                     Action::Close { key, .. } => self.hang_up(host, key),
-                    Action::ParentLate(parent) => self.tell(News::Late(host, parent)),
+                    Action::ParentLate(parent) => self.hosts[host as usize].late.push(parent),
                     Action::Done => {
                         self.outcome.ends[host as usize] = HostEnd::Finished(self.world.now());
                         self.open -= 1;
@@ -426,6 +445,9 @@ impl Mesh<'_> {
             }
         }
         self.actions = actions;
+        if !self.hosts[host as usize].late.is_empty() {
+            self.say(host);
+        }
     }
 
     fn dial(&mut self, from: HostId, to: HostId) {
