@@ -16,6 +16,10 @@ pub const WINDOW_BYTES_START: u64 = 1024 * 1024;
 /// First window of a link that is one of many.
 pub const WINDOW_BYTES_SHARED: u64 = 256 * 1024;
 
+/// Smallest window of a link that is one of many: what a slow host asks of each of its parents
+/// waits in front of its own link, where it cannot be taken back.
+pub const WINDOW_BYTES_SHARED_MIN: u64 = 64 * 1024;
+
 /// Largest window: 10 Gbit/s over 6 ms. Also bounds what waits to be written.
 pub const WINDOW_BYTES_MAX: u64 = 8 * 1024 * 1024;
 
@@ -31,6 +35,7 @@ const _: () = assert!(WINDOW_BYTES_MAX / REQUEST_BYTES_MAX as u64 <= 256, "REQUE
 #[derive(Debug, Clone)]
 pub struct Window {
     bytes: u64,
+    least_bytes: u64,
     least_latency_ms: u64,
     slice_start_ms: u64,
     slice_bytes: u64,
@@ -42,6 +47,7 @@ impl Window {
     pub fn new(now_ms: u64) -> Self {
         Self {
             bytes: WINDOW_BYTES_START,
+            least_bytes: WINDOW_BYTES_MIN,
             least_latency_ms: u64::MAX,
             slice_start_ms: now_ms,
             slice_bytes: 0,
@@ -51,7 +57,8 @@ impl Window {
 
     /// A window for one of many links that share this host's: it starts smaller.
     pub fn shared(now_ms: u64) -> Self {
-        Self { bytes: WINDOW_BYTES_SHARED, ..Self::new(now_ms) }
+        let (bytes, least_bytes) = (WINDOW_BYTES_SHARED, WINDOW_BYTES_SHARED_MIN);
+        Self { bytes, least_bytes, ..Self::new(now_ms) }
     }
 
     /// The rate of the last slice that was measured; 0 before the first.
@@ -96,7 +103,7 @@ impl Window {
             let aim = self.slice_bytes.saturating_mul(hold_ms) / elapsed_ms;
             // Falls by halves at most, so that one late slice does not starve the link.
             let aim = aim.max(self.bytes / 2).min(self.bytes * 2);
-            self.bytes = aim.clamp(WINDOW_BYTES_MIN, WINDOW_BYTES_MAX);
+            self.bytes = aim.clamp(self.least_bytes, WINDOW_BYTES_MAX);
             self.bytes_per_s = self.slice_bytes.saturating_mul(1000) / elapsed_ms;
         }
         self.slice_start_ms = now_ms;

@@ -282,7 +282,7 @@ impl Mesh<'_> {
         let Some(swarm) = state.swarm.as_mut() else { return };
         let (report, (_, received)) = (swarm.take_report(), swarm.traffic());
         let late = std::mem::take(&mut state.late);
-        if !report.gained.is_empty() || !late.is_empty() {
+        if report.down_bytes > 0 || !report.gained.is_empty() || !late.is_empty() {
             self.tell(News::Report(host, report, received, late));
         }
     }

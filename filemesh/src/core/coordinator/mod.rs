@@ -17,6 +17,7 @@
 //! has no parents; an active member has a parent in every stripe, and its chain of parents ends at
 //! a complete member or at the one that stands in for the source (`roots`).
 
+mod blame;
 mod build;
 mod holdings;
 mod layout;
@@ -40,6 +41,7 @@ pub use status::Status;
 use super::geometry::Geometry;
 use super::plan::{HostPlan, Member};
 use super::planner::{Gear, Shape};
+use blame::Complaint;
 use holdings::Holdings;
 use layout::{Layout, Random};
 use neighbours::Neighbours;
@@ -98,6 +100,8 @@ struct Entry {
     low: u8,
     is_source: bool,
     is_slow: bool,
+    /// Until when it is a leaf whatever it receives: several had nothing from it.
+    barred_until_ms: u64,
     /// Has parents of its own as a straggler.
     is_dedicated: bool,
     /// When it last got a new parent.
@@ -133,6 +137,12 @@ pub struct Coordinator {
     /// When the plan of the whole was last made, and for how many.
     built: Option<(u64, usize)>,
     joined_since: usize,
+    /// Links that were mended since: their children have whoever had room, not whom a plan of the
+    /// whole would give them.
+    mended: usize,
+    mended_ms: u64,
+    /// Members that wait for parents which are starved themselves.
+    complaints: Vec<Complaint>,
     /// Hops to the last member when the whole was planned, and to those moved since.
     built_depth: u32,
     deepest: u32,
@@ -172,6 +182,9 @@ impl Coordinator {
             born_ms: now_ms,
             built: None,
             joined_since: 0,
+            mended: 0,
+            mended_ms: now_ms,
+            complaints: vec![],
             built_depth: 0,
             deepest: 0,
             measured_ms: now_ms,
@@ -229,7 +242,7 @@ impl Coordinator {
         if let (Some(at), Some(parent)) = positions
             && self.entries[at as usize].state == State::Active
         {
-            self.move_from(at, parent);
+            self.complain(at, parent);
         }
     }
 
@@ -261,11 +274,14 @@ impl Coordinator {
         if self.failed.is_some() {
             return outputs;
         }
+        if self.built.is_some() {
+            self.compare_rates();
+        }
         self.build_if_due();
         if self.built.is_none() {
             return outputs;
         }
-        self.compare_rates();
+        self.decide_complaints();
         self.serve_stragglers();
         self.look_for_missing(&mut outputs);
         self.tell_changed(&mut outputs);
@@ -329,6 +345,7 @@ impl Entry {
             low: 0,
             is_source: false,
             is_slow: false,
+            barred_until_ms: 0,
             is_dedicated: false,
             moved_ms: None,
             refused: vec![],

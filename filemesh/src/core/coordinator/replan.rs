@@ -96,6 +96,7 @@ impl Coordinator {
         let mut orphans = self.trees.children(at).to_vec();
         orphans.sort_by_key(|(stripe, child)| (*stripe, Reverse(self.trees.budget(*child))));
         orphans.iter().for_each(|(stripe, child)| self.trees.unlink(*child, *stripe));
+        self.note_mended(orphans.len());
         for stripe in 0..self.trees.stripes() {
             let above = self.trees.parent(at, stripe);
             self.trees.unlink(at, stripe);
@@ -271,12 +272,7 @@ impl Coordinator {
     pub(super) fn move_from(&mut self, at: u32, parent: u32) {
         let of_parent = |(stripe, child): &(u16, u32)| (*child == at).then_some(*stripe);
         let stripes: Vec<u16> = self.trees.children(parent).iter().filter_map(of_parent).collect();
-        // Old news, or a parent that itself was just given another: it needs time, not blame.
-        let window = self.settings.late_window_ms;
-        let recent = |moved: u64| self.now_ms.saturating_sub(moved) < window;
-        let is_starved = self.entries[parent as usize].moved_ms.is_some_and(recent)
-            && self.entries[parent as usize].state == State::Active;
-        if stripes.is_empty() || is_starved {
+        if stripes.is_empty() {
             return;
         }
         let refused = &mut self.entries[at as usize].refused;
@@ -287,7 +283,7 @@ impl Coordinator {
         for stripe in stripes {
             self.move_one(at, stripe, parent);
         }
-        let now_ms = self.now_ms;
+        let (now_ms, window) = (self.now_ms, self.settings.late_window_ms);
         let accused = &mut self.entries[parent as usize];
         if now_ms.saturating_sub(accused.late.0) >= window {
             accused.late = (now_ms, vec![]);
@@ -297,6 +293,7 @@ impl Coordinator {
         }
         if accused.late.1.len() >= self.settings.late_reporters && !accused.is_source {
             accused.late.1.clear();
+            accused.barred_until_ms = now_ms.saturating_add(self.settings.barred_ms);
             self.demote(parent);
         }
     }
@@ -312,6 +309,12 @@ impl Coordinator {
     pub(super) fn demote(&mut self, at: u32) {
         self.entries[at as usize].is_slow = true;
         self.trees.set_budget(at, 0);
+        self.note_mended(self.trees.children(at).len());
+        if self.is_worn() {
+            // The plan of the whole comes with this tick.
+            self.mended_ms = 0;
+            return;
+        }
         for (stripe, child) in self.trees.children(at).to_vec() {
             self.move_one(child, stripe, at);
         }

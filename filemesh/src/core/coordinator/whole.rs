@@ -21,8 +21,11 @@ impl Coordinator {
                 let since = self.now_ms.saturating_sub(at_ms);
                 let grown = self.joined_since * 2 >= hosts.max(2);
                 let deep = self.deepest > 2 * self.built_depth + 4;
+                // Several are often lost at once.
+                let calm = self.now_ms.saturating_sub(self.mended_ms) >= self.settings.gather_ms;
                 (grown && since >= self.settings.gather_ms)
                     || (deep && since >= self.settings.rebuild_ms)
+                    || (calm && self.is_worn())
             }
         };
         if due {
@@ -30,11 +33,32 @@ impl Coordinator {
         }
     }
 
+    /// Notes that `links` are not as the plan of the whole made them.
+    pub(super) fn note_mended(&mut self, links: usize) {
+        if links > 0 {
+            (self.mended, self.mended_ms) = (self.mended + links, self.now_ms);
+        }
+    }
+
+    /// Whether so much was mended that a plan of the whole pays, and may be made. Where many are
+    /// complete they serve, and mending finds them.
+    pub(super) fn is_worn(&self) -> bool {
+        let Some((at_ms, hosts)) = self.built else { return false };
+        let links = hosts * usize::from(self.trees.stripes());
+        let complete = self.entries.iter().filter(|entry| entry.state == State::Complete).count();
+        self.gear == Gear::Planned
+            && self.mended > 0
+            && self.mended as f64 >= self.settings.worn_share * links as f64
+            && complete * 10 <= hosts + 10
+            && self.now_ms.saturating_sub(at_ms) >= self.settings.mend_ms
+    }
+
     pub(super) fn build(&mut self) {
         let is_first = self.built.is_none();
         let mut hosts = self.positions(State::Active);
         self.built = Some((self.now_ms, hosts.len()));
-        (self.joined_since, self.deepest) = (0, 0);
+        (self.joined_since, self.deepest, self.mended) = (0, 0, 0);
+        self.complaints.clear();
         if is_first {
             self.neighbours_of_all();
         }
@@ -197,23 +221,35 @@ impl Coordinator {
             return;
         }
         self.measured_ms = self.now_ms;
-        let reported: Vec<(u32, u64)> = std::mem::take(&mut self.reported)
-            .into_iter()
-            .filter(|at| self.entries[*at as usize].state == State::Active)
-            .filter_map(|at| self.entries[at as usize].measured.map(|rate| (at, rate)))
-            .collect();
+        let heard = std::mem::take(&mut self.reported);
+        let rate = |at: &u32| {
+            let entry = &self.entries[*at as usize];
+            entry.measured.filter(|_| entry.state == State::Active).map(|rate| (*at, rate))
+        };
+        let mut reported: Vec<(u32, u64)> = heard.iter().filter_map(rate).collect();
         let Some(median) = median(reported.iter().map(|(_, rate)| *rate).collect()) else { return };
         if reported.len() < 4 {
             return;
         }
+        // Who says nothing while others do received nothing.
+        let is_mute = |at: &u32| {
+            let is_active = self.entries[*at as usize].state == State::Active;
+            is_active && !heard.contains(at)
+        };
+        reported.extend((0..self.layout.len()).filter(is_mute).map(|at| (at, 0)));
         for (at, rate) in reported {
             let share = rate as f64 / (median as f64).max(1.0);
             let entry = &mut self.entries[at as usize];
             entry.low =
                 if share < self.settings.slow_share { entry.low.saturating_add(1) } else { 0 };
             if entry.low >= self.settings.slow_reports && !entry.is_slow {
-                self.demote(at);
-            } else if entry.is_slow && share >= self.settings.recovered_share {
+                if self.is_fed(at) {
+                    self.demote(at);
+                }
+            } else if entry.is_slow
+                && share >= self.settings.recovered_share
+                && self.now_ms >= entry.barred_until_ms
+            {
                 entry.is_slow = false;
                 let children = self.children_of(at);
                 self.trees.set_budget(at, children);

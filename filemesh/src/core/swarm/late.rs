@@ -25,6 +25,21 @@ const PROBE_PATIENCES: u64 = 8;
 /// Time between looks at what is late, open or near the end.
 const LOOK_MS: u64 = 50;
 
+/// A parent that is late for so many patiences will not bring what it owes.
+const LOST_PATIENCES: u64 = 4;
+
+/// Of the neighbours one in so many must have a piece that a parent may still bring, before it is
+/// asked of them. What only the first few have is on its way down the trees, and these few would
+/// send it to everybody instead of to their children.
+const SPREAD: usize = 4;
+
+/// What this member receives in this time may be on its way to it before it asks neighbours for
+/// more: beyond, its own link is the limit, and what it would take back comes all the same.
+const PIPE_MS: u64 = 300;
+
+/// The same at least.
+const PIPE_BYTES_MIN: u64 = 4 * BLOCK_BYTES as u64;
+
 /// Ranges that are asked for twice at a time.
 const DOUBLED_MAX: usize = 64;
 
@@ -71,6 +86,14 @@ impl Meter {
     pub fn patience_ms(&self, geometry: &Geometry) -> u64 {
         let pieces_ms = self.piece_us(geometry).map(|us| PATIENCE_PIECES * us / 1000);
         pieces_ms.unwrap_or(PATIENCE_MS_START).clamp(PATIENCE_MS_MIN, STALL_MS)
+    }
+
+    /// What may be on its way before this member's own link counts as the limit.
+    fn pipe_bytes(&self) -> u64 {
+        match self.bytes_per_s {
+            0 => u64::MAX,
+            rate => (rate * PIPE_MS / 1000).max(PIPE_BYTES_MIN),
+        }
     }
 
     /// The same in pieces.
@@ -143,9 +166,13 @@ impl Swarm {
     /// Marks peers and parents late that owe something and made no progress.
     fn find_late(&mut self, now_ms: u64, actions: &mut Vec<Action>) {
         let patience_ms = self.meter.patience_ms(&self.content.geometry);
-        let (mut late, mut probed) = (vec![], vec![]);
+        let (mut late, mut probed, mut lost) = (vec![], vec![], vec![]);
         for (key, peer) in &mut self.peers {
             let waited_ms = now_ms.saturating_sub(peer.progress_ms);
+            let late_ms = peer.late_since_ms.map_or(0, |since| now_ms.saturating_sub(since));
+            if late_ms >= LOST_PATIENCES * patience_ms {
+                lost.push(peer.member);
+            }
             match peer.late_since_ms {
                 None if peer.owes() && waited_ms >= patience_ms => {
                     peer.late_since_ms = Some(now_ms);
@@ -161,6 +188,7 @@ impl Swarm {
                 _ => {}
             }
         }
+        lost.into_iter().for_each(|member| self.schedule.set_lost(member));
         for member in probed {
             self.schedule.set_late(member, false);
         }
@@ -173,10 +201,15 @@ impl Swarm {
         let absent: Vec<_> = absent.map(|(member, _)| member).collect();
         for member in absent {
             self.mark_late(member, actions);
+            self.schedule.set_lost(member);
         }
     }
 
-    fn mark_late(&mut self, member: crate::core::plan::Member, actions: &mut Vec<Action>) {
+    pub(super) fn mark_late(
+        &mut self,
+        member: crate::core::plan::Member,
+        actions: &mut Vec<Action>,
+    ) {
         if self.schedule.set_late(member, true) {
             actions.push(Action::ParentLate(member));
         }
@@ -201,9 +234,26 @@ impl Swarm {
             let ranges = peer.cancellable(|range| self.has_other_source(range, key, now_ms));
             ranges.into_iter().for_each(|range| self.take_back(key, range));
         }
-        if self.schedule.any_overdue() {
+        if self.schedule.any_overdue() && self.has_room() {
             self.relieve(now_ms);
         }
+    }
+
+    /// Whether this member's link has room for more than what is on its way. What parents were
+    /// asked for and do not have yet is not.
+    pub(super) fn has_room(&self) -> bool {
+        let mut left = self.meter.pipe_bytes();
+        for peer in self.peers.values().filter(|peer| peer.late_since_ms.is_none()) {
+            let have = peer.link.have();
+            let coming = peer.link.unanswered().filter(|range| have.has(range.piece));
+            for range in coming {
+                match left.checked_sub(range.len.into()) {
+                    Some(rest) => left = rest,
+                    None => return false,
+                }
+            }
+        }
+        true
     }
 
     /// Takes overdue pieces back from parents that are too slow for them, but for what they will
@@ -229,12 +279,26 @@ impl Swarm {
     }
 
     fn has_other_source(&self, range: &BlockRange, key: PeerKey, now_ms: u64) -> bool {
-        self.peers.iter().any(|(other, peer)| {
-            *other != key
-                && peer.can_ask(now_ms)
-                && peer.link.have().has(range.piece)
-                && self.is_mesh(peer)
-        })
+        let is_for_all = self.is_for_all(range.piece);
+        is_for_all
+            && self.peers.iter().any(|(other, peer)| {
+                *other != key
+                    && peer.can_ask(now_ms)
+                    && peer.link.have().has(range.piece)
+                    && self.is_mesh(peer)
+            })
+    }
+
+    /// Whether so many neighbours have `piece` that they may be asked for it, or no parent will
+    /// bring it.
+    fn is_for_all(&self, piece: u32) -> bool {
+        let copies = usize::from(self.copies[piece as usize]);
+        !self.schedule.is_expected(piece) || copies >= self.copies_min()
+    }
+
+    /// Neighbours that must have a piece before it is asked of one of them.
+    pub(super) fn copies_min(&self) -> usize {
+        (self.peers.len() / SPREAD).max(2)
     }
 
     /// Takes `range` back from a peer; its blocks are asked for elsewhere.
@@ -261,6 +325,9 @@ impl Swarm {
         }
         let Some(helper) = self.peers.get(&key) else { return };
         if helper.link.in_flight() > 0 || !helper.can_ask(now_ms) || !self.is_mesh(helper) {
+            return;
+        }
+        if !self.has_room() {
             return;
         }
         let enough_ms = self.meter.patience_ms(&self.content.geometry) / 2;

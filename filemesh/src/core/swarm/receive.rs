@@ -274,7 +274,10 @@ impl Swarm {
             return;
         }
         let Some(peer) = self.peers.get(&key).filter(|peer| peer.can_ask(now_ms)) else { return };
-        let is_mesh = self.is_mesh(peer);
+        let is_planned = !self.schedule.plan().parents.is_empty();
+        let is_full = is_planned && self.schedule.any_open() && !self.has_room();
+        let is_mesh = self.is_mesh(peer) && !is_full;
+        let copies_min = self.copies_min();
         let Some(peer) = self.peers.get_mut(&key) else { return };
         let mut picker = Picker {
             content: &mut self.content,
@@ -283,6 +286,7 @@ impl Swarm {
             layer_asked: &mut self.layer_asked,
             leaves_asked: &mut self.leaves_asked,
             copies: &self.copies,
+            copies_min,
             key,
             is_mesh,
             bytes_max: u32::MAX,
