@@ -19,7 +19,7 @@ fn a_host_at_a_quarter_of_the_rate_holds_up_itself_alone() {
         let run = of(16, 16, &["slow host=h3 to=25% at=0s"], seed);
         assert!(run.is_whole(), "seed {seed}: {:?}", run.having(HostEnd::Unfinished));
         let (others, own) = (run.last_of(|name| name != "h3"), run.last_of(|name| name == "h3"));
-        assert!(others < 1.25, "seed {seed}: {others}");
+        assert!(others < 1.4, "seed {seed}: {others}");
         assert!(own / 4.0 < 1.1, "seed {seed}: {own} of the others' bound, 4 of its own");
     }
 }
@@ -38,7 +38,7 @@ fn the_survivors_of_a_tenth_hardly_notice() {
         let run = of(24, 8, &["kill share=10% at=50%"], seed);
         assert!(run.having(HostEnd::Unfinished).is_empty(), "seed {seed}");
         assert!(
-            run.last() < 1.2 && run.source_copies < 1.15,
+            run.last() < 1.3 && run.source_copies < 1.2,
             "{} {}",
             run.last(),
             run.source_copies
@@ -54,7 +54,7 @@ fn whatever_is_killed_and_comes_back_everybody_finishes() {
         let second = format!("kill share=20% at={}% until={}%", at + 15, until + 20);
         let run = of(16, 4, &[&first, &second], seed);
         assert!(run.is_whole(), "seed {seed}: {:?}", run.having(HostEnd::Unfinished));
-        assert!(run.last() < until as f64 / 100.0 + 1.6, "seed {seed}: {}", run.last());
+        assert!(run.last() < until as f64 / 100.0 + 3.0, "seed {seed}: {}", run.last());
     }
 }
 
@@ -65,7 +65,7 @@ fn a_liar_is_expelled_at_its_first_block_by_each_who_asks_it() {
         assert!(run.is_whole(), "seed {seed}: {:?}", run.having(HostEnd::Unfinished));
         let refused = run.run.outcome.refused_blocks;
         assert!((1..=16).contains(&refused), "seed {seed}: {refused}");
-        assert!(run.last() < 1.6, "seed {seed}: {}", run.last());
+        assert!(run.last() < 2.2, "seed {seed}: {}", run.last());
     }
 }
 
@@ -74,7 +74,7 @@ fn what_was_cut_off_catches_up() {
     for seed in 1..3 {
         let run = of(16, 8, &["cut host=h1* at=30% until=60%"], seed);
         assert!(run.is_whole(), "seed {seed}: {:?}", run.having(HostEnd::Unfinished));
-        assert!(run.last() < 2.5, "seed {seed}: {}", run.last());
+        assert!(run.last() < 4.0, "seed {seed}: {}", run.last());
     }
 }
 

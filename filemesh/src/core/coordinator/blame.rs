@@ -56,7 +56,7 @@ impl Coordinator {
             let Complaint { child, stripe, parent, since_ms, first } = complaint;
             let is_open = self.entries[child as usize].state == State::Active
                 && self.trees.parent(child, stripe) == Some(parent)
-                && self.first_lacking(child, stripe) == first;
+                && first.is_some_and(|piece| !self.holdings.has(child, piece));
             if !is_open {
                 continue;
             }
@@ -64,7 +64,7 @@ impl Coordinator {
             // To a slow member every parent looks late.
             let is_slow = self.entries[child as usize].is_slow;
             let window_ms = self.settings.late_window_ms * if is_slow { SLOW_WINDOWS } else { 1 };
-            let is_starved = is_slow || self.bad_link(child, stripe) != Some(child);
+            let is_starved = is_slow || self.bad_link(child, stripe, first) != Some(child);
             if is_starved && waited_ms < window_ms {
                 rest.push(complaint);
             } else {
@@ -74,14 +74,14 @@ impl Coordinator {
         self.complaints.append(&mut rest);
     }
 
-    /// The child of the first link above `at` over which something could go. `None`: nobody above
-    /// has anything that `at` lacks, as far as is known.
-    pub(super) fn bad_link(&self, at: u32, stripe: u16) -> Option<u32> {
-        let mut child = at;
+    /// The child of the first link above `at`, which lacks the piece `first`, over which something
+    /// could go. `None`: nobody above has anything that `at` lacks, as far as is known.
+    fn bad_link(&self, at: u32, stripe: u16, first: Option<u32>) -> Option<u32> {
+        let (mut child, first) = (at, first?);
         // A chain is never longer than there are members.
         for _ in 0..self.layout.len() {
             let parent = self.trees.parent(child, stripe)?;
-            if self.could_send(parent, child, stripe) {
+            if self.could_send(parent, child, first) {
                 return Some(child);
             }
             child = parent;
@@ -89,10 +89,9 @@ impl Coordinator {
         None
     }
 
-    /// Whether `parent` has pieces of `stripe` that `child` lacks.
-    pub(super) fn could_send(&self, parent: u32, child: u32, stripe: u16) -> bool {
+    /// Whether `parent` has pieces that `child` lacks, of those that follow `first` in its stripe.
+    fn could_send(&self, parent: u32, child: u32, first: u32) -> bool {
         let step = u32::from(self.trees.stripes());
-        let Some(first) = self.first_lacking(child, stripe) else { return false };
         (0..COMPARED)
             .map_while(|nth| first.checked_add(nth * step))
             .take_while(|piece| *piece < self.geometry.piece_count())
@@ -111,8 +110,9 @@ impl Coordinator {
     pub(super) fn is_fed(&self, at: u32) -> bool {
         let stripes = self.trees.stripes();
         let fed = (0..stripes).filter(|stripe| {
-            let parent = self.trees.parent(at, *stripe);
-            parent.is_some_and(|parent| self.could_send(parent, at, *stripe))
+            let (parent, first) = (self.trees.parent(at, *stripe), self.first_lacking(at, *stripe));
+            let (Some(parent), Some(first)) = (parent, first) else { return false };
+            self.could_send(parent, at, first)
         });
         2 * fed.count() > usize::from(stripes)
     }

@@ -284,7 +284,9 @@ impl Coordinator {
         self.decide_complaints();
         self.serve_stragglers();
         self.look_for_missing(&mut outputs);
-        self.tell_changed(&mut outputs);
+        if self.failed.is_none() {
+            self.tell_changed(&mut outputs);
+        }
         outputs
     }
 

@@ -45,6 +45,7 @@ impl Coordinator {
         } else {
             self.joined_since += 1;
             let stripes = self.trees.stripes();
+            self.note_mended(stripes.into());
             let home = self.random.below(stripes.into()) as u16;
             for stripe in 0..stripes {
                 if stripe != home || !self.take_leafs_place(at, stripe) {

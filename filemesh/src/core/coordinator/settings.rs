@@ -67,7 +67,7 @@ pub struct Settings {
     pub rebuild_ms: u64,
     /// When this share of all links was mended, there is a plan of the whole.
     pub worn_share: f64,
-    /// Between two plans of the whole for that reason.
+    /// Between two plans of the whole for that reason, and once more for each 1,000 members.
     pub mend_ms: u64,
 }
 
@@ -85,7 +85,7 @@ impl Default for Settings {
             measure_ms: 250,
             late_reporters: 3,
             late_window_ms: 1_000,
-            barred_ms: 10_000,
+            barred_ms: 3_000,
             straggler_share: 0.9,
             straggler_parents: 4,
             missing_ms: 10_000,

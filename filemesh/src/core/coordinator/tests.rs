@@ -127,19 +127,34 @@ fn a_host_found_to_be_slow_becomes_a_leaf_and_recovers() {
     let report = |coordinator: &mut Coordinator, share: u64, now_ms| {
         for member in 1..=16 {
             let rate = if member == slow { 20 * MBIT / share } else { 20 * MBIT };
-            coordinator.progress(member, &[], Some(rate), now_ms);
+            let gained = if member == slow { 0..4 } else { 0..32 };
+            coordinator.progress(member, &[gained], Some(rate), now_ms);
         }
         plans(coordinator.tick(now_ms))
     };
-    let children = coordinator.children(slow);
     assert!(report(&mut coordinator, 4, 600).is_empty());
+    // In so small a fleet there is a new plan of the whole.
     let told = report(&mut coordinator, 4, 1_200);
     assert_eq!(coordinator.children(slow), []);
-    assert!(told.len() <= 2 * children.len());
+    assert_eq!(told.len(), 16);
     assert_eq!(coordinator.status().slow, 1);
     report(&mut coordinator, 1, 1_800);
     assert_eq!(coordinator.status().slow, 0);
     assert!(coordinator.trees.is_open(coordinator.at(slow)));
+}
+
+#[test]
+fn a_host_that_is_starved_is_not_slow() {
+    let mut coordinator = started(spec(16, 20, 32));
+    let starved = coordinator.inner();
+    for now_ms in [600, 1_200, 1_800] {
+        for member in 1..=16 {
+            let rate = if member == starved { MBIT } else { 20 * MBIT };
+            coordinator.progress(member, &[0..4], Some(rate), now_ms);
+        }
+        coordinator.tick(now_ms);
+    }
+    assert_eq!(coordinator.status().slow, 0, "nobody has anything that it lacks, but the source");
 }
 
 #[test]
@@ -148,6 +163,8 @@ fn a_late_parent_is_replaced_in_its_stripes_only() {
     let late = coordinator.inner();
     let child = coordinator.children(late)[0];
     let before = coordinator.parents(child);
+    let most = 0..coordinator.geometry.piece_count() - 1;
+    coordinator.progress(late, &[most], None, 4_900);
     coordinator.late(child, late, 5_000);
     coordinator.late(child, late, 5_001);
     let told = plans(coordinator.tick(5_050));
@@ -173,7 +190,10 @@ fn a_parent_that_many_call_late_is_a_leaf() {
     let late = coordinator.inner();
     let children = coordinator.children(late);
     assert!(children.len() >= 4);
+    let most = 0..coordinator.geometry.piece_count() - 1;
+    coordinator.progress(late, &[most], None, 4_900);
     children[..3].iter().for_each(|child| coordinator.late(*child, late, 5_000));
+    coordinator.tick(5_050);
     assert_eq!(coordinator.children(late), []);
 }
 

@@ -50,7 +50,8 @@ impl Coordinator {
             && self.mended > 0
             && self.mended as f64 >= self.settings.worn_share * links as f64
             && complete * 10 <= hosts + 10
-            && self.now_ms.saturating_sub(at_ms) >= self.settings.mend_ms
+            && self.now_ms.saturating_sub(at_ms)
+                >= self.settings.mend_ms * (1 + hosts as u64 / 1_000)
     }
 
     pub(super) fn build(&mut self) {
@@ -251,6 +252,7 @@ impl Coordinator {
                 && self.now_ms >= entry.barred_until_ms
             {
                 entry.is_slow = false;
+                self.note_mended(self.trees.stripes().into());
                 let children = self.children_of(at);
                 self.trees.set_budget(at, children);
             }

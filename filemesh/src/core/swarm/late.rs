@@ -4,7 +4,9 @@ use super::super::download::PeerKey;
 use super::super::geometry::BLOCK_BYTES;
 use super::super::geometry::Geometry;
 use super::super::leecher::{SILENCE_MS, STALL_MS};
+use super::super::link::Have;
 use super::super::peer_wire::BlockRange;
+use super::peer::Peer;
 use super::pick::Doubled;
 use super::{Action, CloseReason, Swarm};
 
@@ -296,9 +298,13 @@ impl Swarm {
         !self.schedule.is_expected(piece) || copies >= self.copies_min()
     }
 
-    /// Neighbours that must have a piece before it is asked of one of them.
+    /// Neighbours that must have a piece before it is asked of one of them; those that have all of
+    /// the file are not counted in `copies` and count here.
     pub(super) fn copies_min(&self) -> usize {
-        (self.peers.len() / SPREAD).max(2)
+        let few = self.peers.len() <= SPREAD;
+        let spread = (self.peers.len() / SPREAD).max(if few { 1 } else { 2 });
+        let complete = |peer: &&Peer| matches!(peer.link.have(), Have::All) && self.is_mesh(peer);
+        spread.saturating_sub(self.peers.values().filter(complete).count())
     }
 
     /// Takes `range` back from a peer; its blocks are asked for elsewhere.

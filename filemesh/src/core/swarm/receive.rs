@@ -274,10 +274,11 @@ impl Swarm {
             return;
         }
         let Some(peer) = self.peers.get(&key).filter(|peer| peer.can_ask(now_ms)) else { return };
+        let any_open = self.schedule.any_open();
         let is_planned = !self.schedule.plan().parents.is_empty();
-        let is_full = is_planned && self.schedule.any_open() && !self.has_room();
+        let is_full = is_planned && any_open && !self.has_room();
         let is_mesh = self.is_mesh(peer) && !is_full;
-        let copies_min = self.copies_min();
+        let copies_min = if any_open { self.copies_min() } else { 0 };
         let Some(peer) = self.peers.get_mut(&key) else { return };
         let mut picker = Picker {
             content: &mut self.content,
