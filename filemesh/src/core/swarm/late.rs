@@ -333,6 +333,9 @@ impl Swarm {
         if helper.link.in_flight() > 0 || !helper.can_ask(now_ms) || !self.is_mesh(helper) {
             return;
         }
+        if !self.has_room() {
+            return;
+        }
         let enough_ms = self.meter.patience_ms(&self.content.geometry) / 2;
         let others = self.peers.iter().filter(|(other, _)| **other != key);
         let slowest = others.map(|(other, peer)| (peer.remaining_ms(now_ms), *other)).max();
