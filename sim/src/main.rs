@@ -231,6 +231,7 @@ impl Run {
             plans: run.plans,
             coordinator_ms: run.coordinator_worked / MILLISECOND,
             connections: run.connections,
+            control_bytes: run.control_bytes,
             false_writes: run.false_writes,
         });
         Ok(report)

@@ -15,6 +15,7 @@ mod content;
 mod control;
 mod links;
 mod member;
+mod traffic;
 
 pub use content::Content;
 pub use control::Costs;
@@ -34,6 +35,7 @@ use skein_filemesh::core::place::{Place, Rates};
 use skein_filemesh::core::plan::HostPlan;
 use skein_filemesh::core::planner::Gear;
 use skein_filemesh::core::swarm::{Action, Dial};
+use traffic::Traffic;
 
 /// What is sent outside the modelled network, or happens at a time of its own.
 enum Step {
@@ -61,6 +63,7 @@ pub struct Mesh<'a> {
     links: Links,
     steps: EventQueue<Step>,
     control: Control,
+    traffic: Traffic,
     outcome: Outcome,
     /// Targets that may still finish.
     open: usize,
@@ -71,7 +74,7 @@ pub struct Mesh<'a> {
 }
 
 /// What a run of the shipping core says beside how hosts ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct MeshOutcome {
     /// How hosts ended.
     pub outcome: Outcome,
@@ -83,6 +86,8 @@ pub struct MeshOutcome {
     pub coordinator_worked: Nanos,
     /// Connections that were made.
     pub connections: u64,
+    /// Bytes per host and piece between control and hosts: of reports, plans, and signed lists.
+    pub control_bytes: [f64; 3],
 }
 
 /// Distributes `content` by `gear`, until `end` at most.
@@ -98,6 +103,7 @@ pub fn run(
     let targets = world.topology.targets().count();
     let hosts = (0..world.topology.hosts.len() as HostId).map(|_| Host::default()).collect();
     let mesh = Mesh {
+        traffic: Traffic::new(world.topology.source, targets),
         control: Control::new(coordinator, costs, targets),
         outcome: Outcome::new(world.topology.hosts.len()),
         open: targets,
@@ -175,6 +181,7 @@ impl Mesh<'_> {
             }
         }
         self.outcome.ended_at = self.world.now();
+        let pieces = self.content.tree.geometry().piece_count();
         for host in &self.hosts {
             let progress = host.swarm.as_ref().and_then(|swarm| swarm.progress());
             let Some(progress) = progress else { continue };
@@ -189,6 +196,7 @@ impl Mesh<'_> {
             plans: self.control.plans,
             coordinator_worked: self.control.worked,
             connections: self.links.count(),
+            control_bytes: self.traffic.per_host_and_piece(pieces),
         }
     }
 
@@ -243,7 +251,12 @@ impl Mesh<'_> {
 
     /// Lets the coordinator work and sends what it says.
     fn coordinate(&mut self) {
-        for (at, output) in self.control.tick(self.world.now()) {
+        let outputs = self.control.tick(self.world.now());
+        self.traffic.plans(outputs.iter().filter_map(|(_, output)| match output {
+            Output::Plan { member, plan } => Some((*member, plan)),
+            _ => None,
+        }));
+        for (at, output) in outputs {
             if let Output::Plan { member, plan } = output {
                 self.steps.push(at + self.control.costs.latency, Step::Plan(member, plan));
             }
@@ -260,6 +273,7 @@ impl Mesh<'_> {
         let state = &mut self.hosts[host as usize];
         let Some(swarm) = state.swarm.as_mut().filter(|_| state.life == life) else { return };
         let report = swarm.take_report();
+        self.traffic.report(&report, swarm.traffic());
         let rate = (report.down_bytes as u128 * u128::from(SECOND) / u128::from(interval)) as u64;
         let is_done = swarm.is_done();
         self.tell(News::Report(host, report, (!is_done).then_some(rate)));
@@ -343,38 +357,59 @@ impl Mesh<'_> {
 
     fn arrived(&mut self, flow: u32, chunk: Chunk) {
         let (key, side) = self.links.of(flow);
-        let end = self.links.end_mut(key, 1 - side);
+        let end = self.links.end(key, 1 - side);
         let host = end.host;
         if !end.is_open {
             return;
         }
-        let mut inbox = std::mem::take(&mut end.inbox);
-        chunk.append_to(&mut inbox, self.content);
-        let now_ms = self.now_ms();
+        let content = self.content;
+        let (protocol, data) = chunk.parts(content);
+        for bytes in [protocol, &data] {
+            if !bytes.is_empty() && self.links.end(key, 1 - side).is_open {
+                self.received(host, key, 1 - side, bytes);
+            }
+        }
+        self.check_claims(host);
+        self.pump_all(host);
+        self.rest(host);
+    }
+
+    /// Hands `bytes` that came next to the swarm of `host`; what it does not use up stays in the
+    /// inbox.
+    fn received(&mut self, host: HostId, key: u32, side: usize, bytes: &[u8]) {
+        // Nearly always nothing is left over, and then nothing is copied.
+        let mut inbox = std::mem::take(&mut self.links.end_mut(key, side).inbox);
+        let bytes = match inbox.is_empty() {
+            true => bytes,
+            false => {
+                inbox.extend_from_slice(bytes);
+                &inbox
+            }
+        };
         let mut used = 0;
-        if !self.links.end(key, 1 - side).is_greeted {
-            match self.links.greet(key, 1 - side, &inbox) {
+        if !self.links.end(key, side).is_greeted {
+            match self.links.greet(key, side, bytes) {
                 Ok(Some(theirs)) => {
                     used = HANDSHAKE_BYTES;
-                    self.accept(host, key, self.links.end(key, side).host, theirs);
+                    self.accept(host, key, self.links.end(key, 1 - side).host, theirs);
                 }
                 Ok(None) => {
-                    self.links.end_mut(key, 1 - side).inbox = inbox;
+                    self.links.end_mut(key, side).inbox = bytes.to_vec();
                     return;
                 }
                 Err(_) => return self.hang_up(host, key),
             }
         }
-        let buf = &inbox[used..];
+        let buf = &bytes[used..];
+        let now_ms = self.now_ms();
         if let Some(swarm) = &mut self.hosts[host as usize].swarm {
             used += swarm.receive(key, buf, now_ms, &mut self.actions);
         }
         self.act(host, buf);
-        inbox.drain(..used);
-        self.links.end_mut(key, 1 - side).inbox = inbox;
-        self.check_claims(host);
-        self.pump_all(host);
-        self.rest(host);
+        let end = self.links.end_mut(key, side);
+        if used < bytes.len() && end.is_open {
+            end.inbox = bytes[used..].to_vec();
+        }
     }
 
     /// Proves what an earlier life of this host left on disk, as far as its hashes are known.
@@ -407,7 +442,8 @@ impl Mesh<'_> {
                     Action::Write { offset, data } => {
                         written += data.len() as u64;
                         let is_true = buf.get(data).is_some_and(|bytes| {
-                            bytes == self.content.range(offset, bytes.len() as u64)
+                            let ours = self.content.range(offset, bytes.len() as u64);
+                            std::ptr::eq(bytes, ours) || bytes == ours
                         });
                         self.false_writes += u64::from(!is_true);
                     }

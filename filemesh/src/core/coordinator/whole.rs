@@ -38,7 +38,7 @@ impl Coordinator {
         if is_first {
             self.neighbours_of_all();
         }
-        self.changed.extend(&hosts);
+        self.changed.extend(hosts.iter().copied());
         match self.gear {
             Gear::Mesh => {
                 self.trees = Trees::new(self.layout.len(), 0);
@@ -49,10 +49,7 @@ impl Coordinator {
         }
         let stripes = self.roots.len() as u16;
         (0..stripes).for_each(|stripe| self.help_stand_in(stripe));
-        let depth = |at: u32, stripe| self.trees.chain(at, stripe, |_| false).map(|one| one.depth);
-        let depths = (0..self.layout.len())
-            .flat_map(|at| (0..stripes).filter_map(move |stripe| depth(at, stripe)));
-        self.built_depth = depths.max().unwrap_or(0);
+        self.built_depth = self.trees.depth();
     }
 
     fn positions(&self, state: State) -> Vec<u32> {
@@ -197,8 +194,7 @@ impl Coordinator {
             return;
         }
         self.measured_ms = self.now_ms;
-        let reported: Vec<(u32, u64)> = std::mem::take(&mut self.reported)
-            .into_iter()
+        let reported: Vec<(u32, u64)> = (self.reported.take().into_iter())
             .filter(|at| self.entries[*at as usize].state == State::Active)
             .filter_map(|at| self.entries[at as usize].measured.map(|rate| (at, rate)))
             .collect();
