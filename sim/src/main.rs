@@ -95,6 +95,9 @@ struct Run {
     /// where hosts would have to prove too many blocks (planned and mesh only)
     #[arg(long)]
     scale: Option<u32>,
+    /// Let control know the rates of all hosts; by default it has to learn them
+    #[arg(long)]
+    known_rates: bool,
     /// Print JSON instead of text
     #[arg(long)]
     json: bool,
@@ -222,7 +225,7 @@ impl Run {
         }
         let content = Content::new(size, piece, scale, self.seed)?;
         let mut world = self.world(topology, faults, bound, scale);
-        let costs = Costs::default();
+        let costs = Costs { knows_rates: self.known_rates, ..Costs::default() };
         let run = mesh::run(&mut world, &content, gear, costs, self.seed, end(bound));
         self.draw(&world, &run.outcome, bound)?;
         let mut report = Report::new(question, bound, &run.outcome, &world);

@@ -63,14 +63,14 @@ impl Traffic {
         Self { source, targets, plans: BTreeMap::new(), list_bytes, bytes: Bytes::default() }
     }
 
-    /// A host reports; `traffic` is what it sent and received so far.
-    pub fn report(&mut self, report: &Report, traffic: (u64, u64)) {
+    /// A host reports; `late` are parents, `traffic` is what it sent and received so far.
+    pub fn report(&mut self, report: &Report, late: &[Member], traffic: (u64, u64)) {
         let progress = Progress {
             plan_number: report.plan,
             gained: report.gained.clone(),
             bytes_up: traffic.0,
             bytes_down: traffic.1,
-            late_parents: vec![],
+            late_parents: late.to_vec(),
         };
         let kind = Some(agent_message::Kind::MeshReport(progress.to_message(&ID)));
         self.bytes.reports += framed(&AgentMessage { kind, ..AgentMessage::default() });
@@ -94,8 +94,11 @@ impl Traffic {
             receivers.iter().map(|member| (*member, BTreeSet::from([self.source]))).collect();
         for (member, plan) in &self.plans {
             for other in plan.parents.iter().flatten().chain(&plan.neighbours) {
-                links.entry(*member).and_modify(|links| drop(links.insert(*other)));
-                links.entry(*other).and_modify(|links| drop(links.insert(*member)));
+                for (one, other) in [(member, other), (other, member)] {
+                    links.get_mut(one).into_iter().for_each(|links| {
+                        links.insert(*other);
+                    });
+                }
             }
         }
         let (around, each) = self.list_bytes;
@@ -176,7 +179,7 @@ mod tests {
         let mut traffic = Traffic::new(0, 2);
         #[expect(clippy::single_range_in_vec_init, reason = "a run of pieces")]
         let gained = vec![0..50];
-        traffic.report(&Report { gained, ..Report::default() }, (0, 0));
+        traffic.report(&Report { gained, ..Report::default() }, &[], (0, 0));
         // 18 of the transfer, 4 of the range; then what messages nest in, frame and record.
         let nested = 2 + 2 + 2;
         assert_eq!(traffic.bytes.reports, 18 + 2 + nested + (PREFIX_BYTES + RECORD_BYTES) as u64);
