@@ -98,6 +98,12 @@ struct Run {
     /// Let control know the rates of all hosts; by default it has to learn them
     #[arg(long)]
     known_rates: bool,
+    /// Time that the coordinator takes for a message; by default what it was measured to take
+    #[arg(long)]
+    message_cost: Option<Span>,
+    /// The same for making one host's plan
+    #[arg(long)]
+    plan_cost: Option<Span>,
     /// Print JSON instead of text
     #[arg(long)]
     json: bool,
@@ -225,7 +231,13 @@ impl Run {
         }
         let content = Content::new(size, piece, scale, self.seed)?;
         let mut world = self.world(topology, faults, bound, scale);
-        let costs = Costs { knows_rates: self.known_rates, ..Costs::default() };
+        let measured = Costs::default();
+        let costs = Costs {
+            knows_rates: self.known_rates,
+            message: self.message_cost.map_or(measured.message, |span| span.0),
+            plan: self.plan_cost.map_or(measured.plan, |span| span.0),
+            ..measured
+        };
         let run = mesh::run(&mut world, &content, gear, costs, self.seed, end(bound));
         self.draw(&world, &run.outcome, bound)?;
         let mut report = Report::new(question, bound, &run.outcome, &world);

@@ -149,13 +149,9 @@ impl Swarm {
         let announces = is_piece && is_urgent;
         for (key, peer) in &mut self.peers {
             // Only requests for what it takes from here wait.
-            let is_child = peer.takes.takes(piece);
-            if announces
-                || is_child
-                    && peer
-                        .uploads
-                        .block_here(piece, begin, |range| self.content.has_range(range))
-            {
+            let completes = peer.takes.takes(piece)
+                && peer.uploads.block_here(piece, begin, |range| self.content.has_range(range));
+            if completes || announces {
                 self.ready.insert(*key);
             }
         }

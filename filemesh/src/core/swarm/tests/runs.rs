@@ -229,3 +229,48 @@ fn a_plain_seed_is_a_mesh_peer() {
     assert!(swarm.is_done() && disk == source.data);
     assert_eq!(swarm.take_report().gained, vec![0..23]);
 }
+
+/// News of a piece is 9 bytes, and a packet and a wake-up if it goes alone.
+#[test]
+fn news_of_a_piece_waits_for_more_unless_pieces_move_by_it() {
+    let source = source(1 << 20, 65_536, 1);
+    for (parents, is_at_once) in [(vec![Some(7)], false), (vec![], true)] {
+        let start = Start::Download(Box::new(source.download(None)));
+        let mut swarm = Swarm::new(start, 1, Config::new(source.handshake("us"), 1), 0);
+        let mut actions = vec![];
+        let plan = HostPlan { number: 1, parents, neighbours: vec![2] };
+        swarm.set_plan(plan, 0, &mut actions);
+        let dial = Dial::Shaken { opened: false, theirs: source.handshake("them") };
+        swarm.connected(5, 2, dial, 0, &mut actions);
+        assert_eq!(swarm.next(5, 1 << 20, &mut vec![], 0), None);
+        swarm.take_ready();
+
+        swarm.gained.push(3);
+        swarm.serve_block(4 * 3, true, 100);
+        assert_eq!(swarm.take_ready() == [5], is_at_once);
+        if !is_at_once {
+            assert!(swarm.deadline_ms().is_some_and(|at| at <= 120));
+            swarm.tick(119, &mut actions);
+            assert_eq!(swarm.take_ready(), []);
+            swarm.tick(120, &mut actions);
+            assert_eq!(swarm.take_ready(), [5]);
+        }
+        let mut out = vec![];
+        assert_eq!(swarm.next(5, 1 << 20, &mut out, 120), None);
+        assert_eq!(out, [0, 0, 0, 5, 4, 0, 0, 0, 3]);
+    }
+}
+
+/// The block that completes a member's file is also one that its children wait for: if it does not
+/// go on at once, they get it only when the end's second requests help them, 100 ms later.
+#[test]
+fn the_last_block_is_relayed_like_the_others() {
+    for seed in 1..6 {
+        let mut net = planned(2 << 20, 65_536, 6, seed);
+        let bound = bound_us(&net);
+        assert!(net.run(4 * bound, Net::all_done), "seed {seed}: not done after 4 bounds");
+        let over_ms = (last_us(&net) - bound) / 1000;
+        println!("seed {seed}: last {over_ms} ms after the bound");
+        assert!(over_ms < 90, "seed {seed}: {over_ms} ms after the bound");
+    }
+}
