@@ -1,6 +1,6 @@
 //! What a coordinator of 10,000 members costs: hosts that join, the first plan, reports, ticks, and
-//! a hundred hosts that are lost at once. The simulator charges these costs to virtual time
-//! (`skein_sim::mesh::Costs`).
+//! a hundred hosts that are lost at once. What the simulator should charge to virtual time follows
+//! from these (`skein_sim::mesh::Costs`).
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use skein_filemesh::core::coordinator::{Coordinator, Held, Participant, Settings, Spec};

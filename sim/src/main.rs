@@ -98,10 +98,10 @@ struct Run {
     /// Let control know the rates of all hosts; by default it has to learn them
     #[arg(long)]
     known_rates: bool,
-    /// Time that the coordinator takes for a message; by default what it was measured to take
+    /// Time that the coordinator takes for a message; by default 5us
     #[arg(long)]
     message_cost: Option<Span>,
-    /// The same for making one host's plan
+    /// The same for making and sending one host's plan; by default 20us
     #[arg(long)]
     plan_cost: Option<Span>,
     /// Print JSON instead of text
@@ -231,12 +231,12 @@ impl Run {
         }
         let content = Content::new(size, piece, scale, self.seed)?;
         let mut world = self.world(topology, faults, bound, scale);
-        let measured = Costs::default();
+        let usual = Costs::default();
         let costs = Costs {
             knows_rates: self.known_rates,
-            message: self.message_cost.map_or(measured.message, |span| span.0),
-            plan: self.plan_cost.map_or(measured.plan, |span| span.0),
-            ..measured
+            message: self.message_cost.map_or(usual.message, |span| span.0),
+            plan: self.plan_cost.map_or(usual.plan, |span| span.0),
+            ..usual
         };
         let run = mesh::run(&mut world, &content, gear, costs, self.seed, end(bound));
         self.draw(&world, &run.outcome, bound)?;
