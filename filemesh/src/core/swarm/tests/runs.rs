@@ -1,10 +1,11 @@
 //! Swarms without faults: how close they come to the bound, joining late, resuming, plain peers.
 
+use super::super::extension::Take;
 use super::super::{Config, Dial, Pull, Start, Swarm};
 use super::net::{Net, trees};
 use crate::core::leecher::{self, Leecher, LeecherOptions};
 use crate::core::link::Have;
-use crate::core::peer_wire::HANDSHAKE_BYTES;
+use crate::core::peer_wire::{BlockRange, HANDSHAKE_BYTES};
 use crate::core::plan::{HostPlan, Member};
 use crate::core::seeder::Seeder;
 use crate::core::transfer_tests::source;
@@ -261,16 +262,19 @@ fn news_of_a_piece_waits_for_more_unless_pieces_move_by_it() {
     }
 }
 
-/// The block that completes a member's file is also one that its children wait for: if it does not
-/// go on at once, they get it only when the end's second requests help them, 100 ms later.
+/// The block that completes a member's file, of which all peers hear at once, is also one that its
+/// children wait for: it must not go by them.
 #[test]
-fn the_last_block_is_relayed_like_the_others() {
-    for seed in 1..6 {
-        let mut net = planned(2 << 20, 65_536, 6, seed);
-        let bound = bound_us(&net);
-        assert!(net.run(4 * bound, Net::all_done), "seed {seed}: not done after 4 bounds");
-        let over_ms = (last_us(&net) - bound) / 1000;
-        println!("seed {seed}: last {over_ms} ms after the bound");
-        assert!(over_ms < 90, "seed {seed}: {over_ms} ms after the bound");
-    }
+fn the_last_block_goes_on_like_the_others() {
+    let source = source(1 << 20, 65_536, 1);
+    let start = Start::Complete(source.tree.clone());
+    let mut swarm = Swarm::new(start, 1, Config::new(source.handshake("us"), 1), 0);
+    let dial = Dial::Shaken { opened: false, theirs: source.handshake("them") };
+    swarm.connected(5, 2, dial, 0, &mut vec![]);
+    let peer = swarm.peers.get_mut(&5).unwrap();
+    peer.takes = Take { plan: 1, stripes: 1, mask: 1 };
+    assert!(peer.uploads.wait(BlockRange { piece: 15, begin: 49_152, len: 16_384 }));
+    assert!(peer.uploads.is_empty());
+    swarm.serve_block(63, true, 100);
+    assert!(!swarm.peers[&5].uploads.is_empty());
 }
