@@ -257,18 +257,17 @@ impl Mesh<'_> {
                 }
                 return;
             }
-            match self.control.waiting.pop_front() {
-                Some(Work::News(news)) => {
-                    if self.control.take(news, now) {
-                        self.coordinate();
-                    }
-                }
+            let decides = match self.control.waiting.pop_front() {
+                Some(Work::News(news)) => self.control.take(news, now),
                 Some(Work::Tick) => {
-                    self.coordinate();
                     let next = now + self.control.costs.tick_every;
                     self.steps.push(next, Step::Arrived(Work::Tick));
+                    true
                 }
-                None => {}
+                None => false,
+            };
+            if decides {
+                self.coordinate();
             }
         }
     }

@@ -73,7 +73,7 @@ impl Traffic {
             late_parents: late.to_vec(),
         };
         let kind = Some(agent_message::Kind::MeshReport(progress.to_message(&ID)));
-        self.bytes.reports += framed(&AgentMessage { kind, ..AgentMessage::default() });
+        self.bytes.reports += framed(&AgentMessage { kind });
     }
 
     /// Control sends these plans, and the lists that they need.
@@ -81,7 +81,7 @@ impl Traffic {
         let mut receivers = BTreeSet::new();
         for (member, plan) in plans {
             let kind = Some(server_message::Kind::TransferPlan(plan.to_message(&ID)));
-            self.bytes.plans += framed(&ServerMessage { kind, ..ServerMessage::default() });
+            self.bytes.plans += framed(&ServerMessage { kind });
             receivers.insert(member);
             receivers.extend(plan.parents.iter().flatten().chain(&plan.neighbours));
             self.plans.insert(member, plan.clone());
@@ -146,7 +146,7 @@ fn list_bytes(count: usize, targets: usize) -> usize {
         path: (0..depth).map(|_| vec![1; 32].into()).collect(),
     };
     let kind = Some(server_message::Kind::Command(command));
-    framed(&ServerMessage { kind, ..ServerMessage::default() }) as usize
+    framed(&ServerMessage { kind }) as usize
 }
 
 #[cfg(test)]
@@ -178,11 +178,11 @@ mod tests {
     fn a_report_costs_its_message() {
         let mut traffic = Traffic::new(0, 2);
         #[expect(clippy::single_range_in_vec_init, reason = "a run of pieces")]
-        let gained = vec![0..50];
+        let gained = vec![1..51];
         traffic.report(&Report { gained, ..Report::default() }, &[], (0, 0));
-        // 18 of the transfer, 4 of the range; then what messages nest in, frame and record.
-        let nested = 2 + 2 + 2;
-        assert_eq!(traffic.bytes.reports, 18 + 2 + nested + (PREFIX_BYTES + RECORD_BYTES) as u64);
+        // The transfer's number, the range's two, and what these nest in; then frame and record.
+        let message = 2 + (2 + 16) + (2 + 2 + 2);
+        assert_eq!(traffic.bytes.reports, message + (PREFIX_BYTES + RECORD_BYTES) as u64);
         assert_eq!(traffic.per_host_and_piece(10)[0], traffic.bytes.reports as f64 / 20.0);
     }
 }
