@@ -13,7 +13,7 @@ use crate::queue::{MILLISECOND, Nanos, SECOND};
 use crate::topology::HostId;
 use skein_filemesh::core::coordinator::{Coordinator, Held, Output};
 use skein_filemesh::core::swarm::Report;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 /// A rate is taken over at least this time.
 const RATE_EVERY: Nanos = 200 * MILLISECOND;
@@ -59,9 +59,22 @@ pub enum News {
     Gone(HostId),
 }
 
+/// What the coordinator has to do.
+#[derive(Debug)]
+pub enum Work {
+    /// Take a message.
+    News(News),
+    /// Look at the time.
+    Tick,
+}
+
 /// The coordinator and its time.
 pub struct Control {
     coordinator: Coordinator,
+    /// What arrived and was not taken.
+    pub waiting: VecDeque<Work>,
+    /// Whether it will be woken when it is free.
+    pub is_woken: bool,
     /// Its costs.
     pub costs: Costs,
     busy_until: Nanos,
@@ -80,7 +93,18 @@ impl Control {
     pub fn new(coordinator: Coordinator, costs: Costs) -> Self {
         let (busy_until, worked, plans) = (0, 0, 0);
         let received = HashMap::new();
-        Self { coordinator, costs, busy_until, received, worked, plans, has_failed: false }
+        let (waiting, is_woken, has_failed) = (VecDeque::new(), false, false);
+        Self {
+            coordinator,
+            waiting,
+            is_woken,
+            costs,
+            busy_until,
+            received,
+            worked,
+            plans,
+            has_failed,
+        }
     }
 
     /// When the coordinator is free, if it is not at `now`.

@@ -22,6 +22,7 @@ mod build;
 mod holdings;
 mod layout;
 mod neighbours;
+mod positions;
 mod replan;
 mod settings;
 mod status;
@@ -45,6 +46,7 @@ use blame::Complaint;
 use holdings::Holdings;
 use layout::{Layout, Random};
 use neighbours::Neighbours;
+use positions::Positions;
 use std::collections::BTreeSet;
 use std::ops::Range;
 use trees::Trees;
@@ -128,9 +130,9 @@ pub struct Coordinator {
     /// Per stripe: the incomplete member that stands in for a source, while nobody is complete.
     roots: Vec<u32>,
     /// Members whose plan changed since the last tick.
-    changed: BTreeSet<u32>,
+    changed: Positions,
     /// Members that reported a rate since the last comparison.
-    reported: BTreeSet<u32>,
+    reported: Positions,
     number: u32,
     now_ms: u64,
     born_ms: u64,
@@ -175,8 +177,8 @@ impl Coordinator {
             neighbours: Neighbours::new(settings.neighbours, layout.len(), sources.clone()),
             shape: Shape { stripes: 0, rate: 1.0, children_max: 0, depth: 0, tail_ms: 0.0 },
             roots: vec![],
-            changed: BTreeSet::new(),
-            reported: BTreeSet::new(),
+            changed: Positions::new(layout.len()),
+            reported: Positions::new(layout.len()),
             number: 0,
             now_ms,
             born_ms: now_ms,
@@ -296,8 +298,7 @@ impl Coordinator {
 
     fn tell_changed(&mut self, outputs: &mut Vec<Output>) {
         let active = |at: &u32| self.entries[*at as usize].state == State::Active;
-        let changed: Vec<u32> =
-            std::mem::take(&mut self.changed).into_iter().filter(active).collect();
+        let changed: Vec<u32> = self.changed.take().into_iter().filter(active).collect();
         if !changed.is_empty() {
             self.number += 1;
         }

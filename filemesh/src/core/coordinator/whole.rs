@@ -63,7 +63,7 @@ impl Coordinator {
         if is_first {
             self.neighbours_of_all();
         }
-        self.changed.extend(&hosts);
+        self.changed.extend(hosts.iter().copied());
         match self.gear {
             Gear::Mesh => {
                 self.trees = Trees::new(self.layout.len(), 0);
@@ -74,10 +74,7 @@ impl Coordinator {
         }
         let stripes = self.roots.len() as u16;
         (0..stripes).for_each(|stripe| self.help_stand_in(stripe));
-        let depth = |at: u32, stripe| self.trees.chain(at, stripe, |_| false).map(|one| one.depth);
-        let depths = (0..self.layout.len())
-            .flat_map(|at| (0..stripes).filter_map(move |stripe| depth(at, stripe)));
-        self.built_depth = depths.max().unwrap_or(0);
+        self.built_depth = self.trees.depth();
     }
 
     fn positions(&self, state: State) -> Vec<u32> {
@@ -222,7 +219,7 @@ impl Coordinator {
             return;
         }
         self.measured_ms = self.now_ms;
-        let heard = std::mem::take(&mut self.reported);
+        let heard = self.reported.take();
         let rate = |at: &u32| {
             let entry = &self.entries[*at as usize];
             entry.measured.filter(|_| entry.state == State::Active).map(|rate| (*at, rate))
@@ -235,7 +232,7 @@ impl Coordinator {
         // Who says nothing while others do received nothing.
         let is_mute = |at: &u32| {
             let is_active = self.entries[*at as usize].state == State::Active;
-            is_active && !heard.contains(at)
+            is_active && heard.binary_search(at).is_err()
         };
         reported.extend((0..self.layout.len()).filter(is_mute).map(|at| (at, 0)));
         for (at, rate) in reported {

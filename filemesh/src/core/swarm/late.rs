@@ -111,6 +111,7 @@ impl Swarm {
     pub fn tick(&mut self, now_ms: u64, actions: &mut Vec<Action>) {
         self.dial(now_ms, actions);
         self.listen(now_ms, actions);
+        self.announce_due(now_ms);
         if std::mem::take(&mut self.is_throttled) {
             let waiting = self.peers.iter().filter(|(_, peer)| !peer.uploads.is_empty());
             self.ready.extend(waiting.map(|(key, _)| *key));
@@ -131,14 +132,22 @@ impl Swarm {
         let down = self.down.as_ref().filter(|_| self.is_limited && fetching).map(ready);
         let up = self.up.as_ref().filter(|_| self.is_throttled).map(ready);
         let look = (fetching && !self.peers.is_empty()).then_some(self.checked_ms + LOOK_MS);
+        // Each look also listens, which is soon enough for the half minutes of a silent link: so
+        // while there are looks, which is after each message of a transfer, no peer is asked.
+        let quiet = if look.is_none() { self.quiet_ms() } else { None };
+        let timers = [down, up, look, quiet, self.contacts.deadline_ms(), self.announce_at_ms];
+        timers.into_iter().flatten().min()
+    }
+
+    /// When the first link needs a keep-alive or has been silent for too long.
+    fn quiet_ms(&self) -> Option<u64> {
         let peers = self.peers.values().map(|peer| {
             let quiet = peer.heard_ms + SILENCE_MS;
             // Between the parts of a piece nothing else may be sent, so no keep-alive is due.
             let quiet_link = peer.link.out_len() == 0 && !peer.uploads.is_mid_request();
             if quiet_link { quiet.min(peer.link.keep_alive_at()) } else { quiet }
         });
-        let timers = [down, up, look, self.contacts.deadline_ms()];
-        timers.into_iter().flatten().chain(peers).min()
+        peers.min()
     }
 
     /// Sends keep-alives and gives up on peers that are not heard.
