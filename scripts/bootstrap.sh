@@ -100,6 +100,7 @@ case $need in
     package aria2c aria2
     package transmission-cli transmission-cli
     package udp-sender udpcast
+    package rsync rsync
     module python3-libtorrent
     ;;
   *) die "usage: bootstrap.sh [build|test|mesh]" ;;

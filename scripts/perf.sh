@@ -11,5 +11,5 @@ fi
 # `mesh` stands beside programs of other packages; this says which it installs.
 if [ "$1" = mesh ]; then scripts/bootstrap.sh mesh; fi
 # Sites are made of the shipped binaries, which stand beside the harness.
-cargo build -q --release -p skein -p skein-agent -p skein-perf
+cargo build -q --release -p skein -p skein-agent -p skein-perf -p skein-sim
 exec target/release/skein-perf "$@"

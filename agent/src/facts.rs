@@ -22,13 +22,18 @@ pub struct Listening {
     pub mesh: Option<SocketAddr>,
 }
 
+/// What the host calls itself.
+pub fn hostname() -> String {
+    first_line("/proc/sys/kernel/hostname")
+}
+
 /// Asks the host.
 pub fn collect(config: &Config, listening: &Listening, agent_start_ms: i64) -> HostFacts {
     let addresses = net::addresses();
     let ips = ips(&addresses);
     let mesh = listening.mesh.map(|bound| mesh::addresses(bound, &ips));
     HostFacts {
-        hostname: first_line("/proc/sys/kernel/hostname"),
+        hostname: hostname(),
         ips: ips.iter().map(IpAddr::to_string).collect(),
         os: std::env::consts::OS.into(),
         os_version: os_version(&fs::read_to_string("/etc/os-release").unwrap_or_default()),

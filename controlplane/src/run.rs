@@ -19,7 +19,7 @@ use crate::registry::Registry;
 use crate::routes::Routing;
 use crate::store::{RedbConfig, RedbStore, Store};
 use crate::tasks::{self, OutputStore, Tasks};
-use crate::transfers::{self, Cache, CacheLimits, Transfers};
+use crate::transfers::{self, Cache, CacheLimits, Planning, Transfers};
 use crate::{clock, files, jobs};
 
 /// Requests that are still answered after SIGTERM get this long.
@@ -49,6 +49,8 @@ pub struct ControlConfig {
     /// Name or address by which agents reach this server, for the join command; by default that
     /// of the listener or of the host's default route.
     pub public_host: Option<String>,
+    /// What the planner of transfers goes by.
+    pub planning: Planning,
 }
 
 impl ControlConfig {
@@ -64,6 +66,7 @@ impl ControlConfig {
             heartbeat_interval: Duration::from_secs(10),
             heartbeat_misses: 3,
             public_host: None,
+            planning: Planning::default(),
         }
     }
 }
@@ -142,7 +145,8 @@ impl Control {
         };
         let cache = Arc::new(Cache::open(folders.cache.clone(), store.clone(), limits).await?);
         let (transfers, transfer_orders) =
-            Transfers::load(store.clone(), registry.clone(), cache).await?;
+            Transfers::load(store.clone(), registry.clone(), cache, config.planning.clone())
+                .await?;
         let enroller =
             Enroller::new(authority.clone(), command_keys, join_tokens.clone(), registry.clone());
 

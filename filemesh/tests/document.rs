@@ -17,7 +17,9 @@ use skein_filemesh::core::peer_wire::{
 use skein_filemesh::core::plan::{NEIGHBOURS_MAX, STRIPES_MAX};
 use skein_filemesh::core::planner::{INLINE_BYTES_MAX, PlannerSettings};
 use skein_filemesh::core::swarm::extension::{HANDSHAKE, SKEIN_ID, Take};
-use skein_filemesh::core::swarm::{PATIENCE_MS_MIN, PATIENCE_PIECES, RETRY_MS_MAX};
+use skein_filemesh::core::swarm::{
+    BEHIND_MS, PATIENCE_MS_MIN, PATIENCE_PIECES, RETRY_MS_MAX, WAITING_MS,
+};
 use skein_filemesh::core::tree::codec::encode;
 use skein_filemesh::core::tree::layout::LARGE_BYTES;
 use skein_filemesh::core::tree::listing::{
@@ -71,6 +73,8 @@ fn the_document_states_the_limits() {
         ("DEPTH", DEPTH as u64),
         ("PATIENCE_MS_MIN", PATIENCE_MS_MIN),
         ("PATIENCE_PIECES", PATIENCE_PIECES),
+        ("WAITING_MS", WAITING_MS),
+        ("BEHIND_MS", BEHIND_MS),
         ("RETRY_MS_MAX", RETRY_MS_MAX),
     ];
     for (name, value) in limits {
@@ -87,6 +91,8 @@ fn the_document_states_what_the_planner_reckons_with() {
         ("default_rtt_ms", settings.default_rtt_ms),
         ("hash_bytes_s", settings.hash_bytes_s as f64),
         ("start_ms", settings.start_ms),
+        ("session_rtts", settings.session_rtts),
+        ("inline_ms", settings.inline_ms),
         ("host_ms", settings.host_ms),
         ("inline_host_ms", settings.inline_host_ms),
         ("commit_ms", settings.commit_ms),

@@ -72,6 +72,8 @@ enum What {
     #[command(hide = true)]
     RelayProcess(mesh::Relay),
     #[command(hide = true)]
+    LiarProcess(mesh::LiarProcess),
+    #[command(hide = true)]
     DataProcess {
         #[arg(long, default_value_t = 1)]
         cores: usize,
@@ -96,6 +98,7 @@ fn main() -> anyhow::Result<()> {
         What::Cleanup(cleanup) => cleanup.run(),
         What::Idle(idle) => idle.run(),
         What::RelayProcess(relay) => relay.run(),
+        What::LiarProcess(liar) => liar.run(),
         What::DataProcess { cores, disk, folder } => {
             let any = |host: [u8; 4]| std::net::SocketAddr::from((host, 0));
             let mut config = DataConfig::new(folder);

@@ -1,5 +1,7 @@
 //! What the kernel counts for a process: CPU time of all its threads, and memory.
 
+use std::collections::BTreeMap;
+
 use anyhow::Context;
 
 /// CPU time so far, in microseconds.
@@ -36,10 +38,34 @@ impl Cpu {
     }
 }
 
+/// CPU time so far of processes, in microseconds by process id, that of their children which were
+/// waited for included. Those that are gone are left out.
+pub fn whole_us(pids: &[u32]) -> BTreeMap<u32, u64> {
+    let whole = |pid: &u32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let fields = stat.rsplit_once(')')?.1.split_ascii_whitespace().skip(11).take(4);
+        let ticks: u64 = fields.filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
+        Some((*pid, ticks * 10_000))
+    };
+    pids.iter().filter_map(whole).collect()
+}
+
+/// CPU of the children that this process has waited for, in microseconds.
+#[allow(unsafe_code)]
+pub fn children_us() -> u64 {
+    // SAFETY: rusage is plain numbers, for which zero is a value; the kernel overwrites it.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: a valid, exclusive reference to an rusage.
+    let status = unsafe { libc::getrusage(libc::RUSAGE_CHILDREN, &mut usage) };
+    assert_eq!(status, 0, "RUSAGE_CHILDREN is always known");
+    let us = |time: libc::timeval| time.tv_sec as u64 * 1_000_000 + time.tv_usec as u64;
+    us(usage.ru_utime) + us(usage.ru_stime)
+}
+
 /// CPU time of a process's threads by name, most first, in microseconds. io_uring's worker threads
 /// (`iou-wrk-...`) are threads of the process that uses it, so they are here and in [`Cpu::of`].
 pub fn threads_us(pid: u32) -> anyhow::Result<Vec<(String, u64)>> {
-    let mut named = std::collections::BTreeMap::<String, u64>::new();
+    let mut named = BTreeMap::<String, u64>::new();
     for task in std::fs::read_dir(format!("/proc/{pid}/task"))?.flatten() {
         // A thread may have ended since the listing.
         let Ok(stat) = std::fs::read_to_string(task.path().join("stat")) else { continue };

@@ -8,7 +8,7 @@ use anyhow::ensure;
 
 use crate::content::{sha256_of, write_noise};
 use crate::machine::{KernelThreads, Work};
-use crate::process::Cpu;
+use crate::process::{Cpu, children_us};
 use crate::push_parts::{GIB, Parts};
 use crate::report::{Report, Spread};
 use crate::site::{Agent, Site};
@@ -156,16 +156,4 @@ impl Push {
         std::fs::remove_file(&received)?;
         Ok(Round { parts, processes: used, flush: per_gib(kernel.used_us(Work::Flush)), seconds })
     }
-}
-
-/// CPU of children that were waited for: the CLI.
-#[allow(unsafe_code)]
-fn children_us() -> u64 {
-    // SAFETY: rusage is plain numbers, for which zero is a value; the kernel overwrites it.
-    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
-    // SAFETY: a valid, exclusive reference to an rusage.
-    let status = unsafe { libc::getrusage(libc::RUSAGE_CHILDREN, &mut usage) };
-    assert_eq!(status, 0, "RUSAGE_CHILDREN is always known");
-    let us = |time: libc::timeval| time.tv_sec as u64 * 1_000_000 + time.tv_usec as u64;
-    us(usage.ru_utime) + us(usage.ru_stime)
 }

@@ -31,6 +31,13 @@ impl Spread {
     }
 }
 
+impl Spread {
+    /// Of these values, if there are any.
+    pub fn of_some(values: Vec<f64>) -> Option<Self> {
+        (!values.is_empty()).then(|| Self::of(values))
+    }
+}
+
 impl std::fmt::Display for Spread {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let digits = match self.median {
@@ -81,6 +88,11 @@ impl Report {
         for row in rows {
             self.below.push_str(&line(row));
         }
+    }
+
+    /// Writes what there is so far to `file`: a measurement of hours may be broken off.
+    pub fn save(&self, file: &Path) -> std::io::Result<()> {
+        std::fs::write(file, format!("{}{}", self.text, self.below))
     }
 
     /// Writes the report to `file`, or to standard output.

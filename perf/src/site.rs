@@ -224,6 +224,11 @@ impl Site {
         Ok(hosts.as_array().map_or(0, Vec::len))
     }
 
+    /// The process that all others of the server come from.
+    pub fn server_root(&self) -> u32 {
+        self.server.id()
+    }
+
     /// Supervisor, control and data process.
     pub fn server_pids(&self) -> Vec<u32> {
         family(self.server.id())
@@ -236,6 +241,11 @@ impl Site {
 }
 
 impl Agent {
+    /// The process that all others of the agent come from.
+    pub fn root(&self) -> u32 {
+        self.supervisor.id()
+    }
+
     /// Supervisor, worker and runners.
     pub fn pids(&self) -> Vec<u32> {
         family(self.supervisor.id())
@@ -304,6 +314,11 @@ fn stop(child: &mut Child) {
 
 /// `root` and its descendants.
 pub fn family(root: u32) -> Vec<u32> {
+    families(&[root])
+}
+
+/// These processes and their descendants.
+pub fn families(roots: &[u32]) -> Vec<u32> {
     let parent = |pid: u32| -> Option<u32> {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(1)?.parse().ok()
@@ -313,7 +328,7 @@ pub fn family(root: u32) -> Vec<u32> {
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
         .filter_map(|pid| Some((pid, parent(pid)?)))
         .collect();
-    let mut found = vec![root];
+    let mut found = roots.to_vec();
     let mut at = 0;
     while at < found.len() {
         let of = found[at];

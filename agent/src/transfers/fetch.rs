@@ -70,6 +70,14 @@ enum ChannelEnd {
     Peer(Failure),
 }
 
+/// What may come while a fetch runs.
+pub(super) struct Signals {
+    /// It is not wanted any more.
+    pub cancelled: watch::Receiver<bool>,
+    /// It goes on among peers.
+    pub meshed: watch::Receiver<bool>,
+}
+
 struct Fetch<'a> {
     shared: &'a Shared,
     id: TransferId,
@@ -90,9 +98,9 @@ pub(super) async fn run<'a>(
     mesh: &Mesh,
     id: TransferId,
     join: JoinTransfer,
-    cancel: watch::Receiver<bool>,
+    signals: Signals,
 ) -> Result<Option<swarm::Run<'a>>, FetchEnd> {
-    let result = whole(shared, mesh, id, &join, cancel).await;
+    let result = whole(shared, mesh, id, &join, signals).await;
     if result.is_err() {
         let settings = shared.settings.clone();
         // A folder that is not there, or not for us, has nothing of ours.
@@ -106,8 +114,9 @@ async fn whole<'a>(
     mesh: &Mesh,
     id: TransferId,
     join: &JoinTransfer,
-    mut cancel: watch::Receiver<bool>,
+    signals: Signals,
 ) -> Result<Option<swarm::Run<'a>>, FetchEnd> {
+    let Signals { cancelled: mut cancel, mut meshed } = signals;
     let turn = tokio::select! {
         turn = shared.running.acquire() => turn,
         () = cancelled(&mut cancel) => return Err(FetchEnd::Cancelled),
@@ -115,15 +124,7 @@ async fn whole<'a>(
     let _turn = turn.map_err(|_| FetchEnd::Failed("the agent stops".into()))?;
     let info = join.file.clone().unwrap_or_default();
     let manifest = Manifest::from_info(&info).map_err(|e| FetchEnd::Failed(e.to_string()))?;
-    let mode = if join.mode == 0 { manifest.mode } else { join.mode };
-    if mode & !MODE_MASK != 0 {
-        return Err(FetchEnd::Failed(format!("mode {mode:o} has bits that are no permissions")));
-    }
-    let attributes = Attributes {
-        mode,
-        owner: Owner::parse(&join.owner)?,
-        mtime_ms: (manifest.mtime_ms != 0).then_some(manifest.mtime_ms),
-    };
+    let attributes = attributes(join, &manifest)?;
     let (settings, order, expected) = (shared.settings.clone(), join.clone(), manifest.clone());
     let mut file = shared.on_disk(move || open(&settings, &id, &order, &expected)).await??;
     file.use_memory(&shared.memory, 0);
@@ -131,12 +132,10 @@ async fn whole<'a>(
     update.verified_bytes = 0;
     shared.board.set(id, update);
     shared.changed.notify_one();
-    if join.meshed {
-        let endpoint = mesh.register(id, manifest.root);
-        let endpoint = endpoint.map_err(|error| FetchEnd::Failed(error.to_string()))?;
-        let rate_limit_bytes_per_s = join.rate_limit_bytes_per_s;
-        let order = swarm::Order { id, manifest, attributes, rate_limit_bytes_per_s };
-        return swarm::Run::fetch(shared, endpoint, file, order, &mut cancel).await.map(Some);
+    let rate_limit_bytes_per_s = join.rate_limit_bytes_per_s;
+    let order = swarm::Order { id, manifest: manifest.clone(), attributes, rate_limit_bytes_per_s };
+    if join.meshed || *meshed.borrow() {
+        return among_peers(shared, mesh, file, order, &mut cancel).await;
     }
     let progress_ms = clock::now_ms();
     let received = metrics::counter!(names::AGENT_FILE_RECEIVED_BYTES);
@@ -144,8 +143,24 @@ async fn whole<'a>(
     let mut fetch =
         Fetch { shared, id, file, progress_ms, verified_bytes, refused_blocks, received };
     let fetched = tokio::select! {
-        fetched = fetch.fetch(join, &manifest) => fetched,
-        () = cancelled(&mut cancel) => Err(FetchEnd::Cancelled),
+        fetched = fetch.fetch(join, &manifest) => Some(fetched),
+        () = cancelled(&mut cancel) => Some(Err(FetchEnd::Cancelled)),
+        () = cancelled(&mut meshed) => None,
+    };
+    let Some(fetched) = fetched else {
+        tracing::info!(transfer = %id, "goes on among peers");
+        // Opened anew, so that what is there is proved and its hashes are known, to serve it.
+        let file = fetch.file;
+        let join = JoinTransfer { meshed: true, ..join.clone() };
+        shared.keep_order(id, join.clone()).await?;
+        let settings = shared.settings.clone();
+        let opened = shared.on_disk(move || {
+            drop(file);
+            open(&settings, &id, &join, &manifest)
+        });
+        let mut file = opened.await??;
+        file.use_memory(&shared.memory, 0);
+        return among_peers(shared, mesh, file, order, &mut cancel).await;
     };
     match fetched {
         Ok(()) => {
@@ -164,8 +179,33 @@ async fn whole<'a>(
     }
 }
 
+async fn among_peers<'a>(
+    shared: &'a Shared,
+    mesh: &Mesh,
+    file: PartialFile,
+    order: swarm::Order,
+    cancel: &mut watch::Receiver<bool>,
+) -> Result<Option<swarm::Run<'a>>, FetchEnd> {
+    let endpoint = mesh.register(order.id, order.manifest.root);
+    let endpoint = endpoint.map_err(|error| FetchEnd::Failed(error.to_string()))?;
+    swarm::Run::fetch(shared, endpoint, file, order, cancel).await.map(Some)
+}
+
+/// What the file gets when it is finished.
+pub(super) fn attributes(join: &JoinTransfer, manifest: &Manifest) -> Result<Attributes, FetchEnd> {
+    let mode = if join.mode == 0 { manifest.mode } else { join.mode };
+    if mode & !MODE_MASK != 0 {
+        return Err(FetchEnd::Failed(format!("mode {mode:o} has bits that are no permissions")));
+    }
+    Ok(Attributes {
+        mode,
+        owner: Owner::parse(&join.owner)?,
+        mtime_ms: (manifest.mtime_ms != 0).then_some(manifest.mtime_ms),
+    })
+}
+
 /// Checks where the file shall go and opens its partial file there.
-fn open(
+pub(super) fn open(
     settings: &Settings,
     id: &TransferId,
     join: &JoinTransfer,
@@ -183,7 +223,11 @@ fn open(
 }
 
 /// Removes what an earlier worker left of a transfer that will not be continued.
-fn discard(settings: &Settings, id: &TransferId, join: &JoinTransfer) -> Result<(), FetchEnd> {
+pub(super) fn discard(
+    settings: &Settings,
+    id: &TransferId,
+    join: &JoinTransfer,
+) -> Result<(), FetchEnd> {
     let folder = settings.rules.open_folder(Access::Write, &join.directory, false)?;
     let dir = TargetDir::open(&folder.path, false)?;
     settings.rules.check(Access::Write, &dir.resolved()?)?;

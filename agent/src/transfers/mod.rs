@@ -3,16 +3,18 @@
 //! One thread with its own small runtime does all of it, from TLS to disk, so that neither bulk
 //! cryptography nor a stalled disk is ever in the way of a heartbeat; flushes, which may take
 //! seconds, go to threads beside it, so that they are not in the way of other transfers either. An accepted order lies in
-//! `HOME/transfers` before anything happens and until its end was acknowledged; after kill -9 the
+//! `HOME/transfers` before anything happens and until its end was acknowledged (one with the content in it does not: [`inline`]); after kill -9 the
 //! next worker goes on from the blocks that are proved on disk.
 //!
 //! ```text
 //!   order ─► <id>.order ─► queue ─► [fetch]: channel, leecher, partial file ─► <id>.end ─► ack
+//!      with content in it: [inline]: proved, written, renamed ─► report ─► ack
 //!                          offer: hash, FileOffer, channel, seeder until served or expired
 //! ```
 
 mod board;
 mod fetch;
+mod inline;
 mod offer;
 mod swarm;
 
@@ -24,6 +26,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use skein_filemesh::core::folder::{self, HostNames};
 use skein_filemesh::engine::BlockMemory;
 use skein_observe::names;
 use skein_wire::ids::TransferId;
@@ -34,9 +37,10 @@ use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::JoinError;
 
 use self::board::Board;
-use self::fetch::FetchEnd;
+use self::fetch::{FetchEnd, Signals};
 use crate::clock;
 use crate::config::{MeshConfig, TransfersConfig};
+use crate::facts;
 use crate::home::private_dir;
 use crate::link::{Dialer, LinkEvent, Outbox};
 use crate::mesh::Mesh;
@@ -149,9 +153,17 @@ struct Shared {
     memory: BlockMemory,
 }
 
-/// One transfer on its way; dropping the sender cancels it.
+/// One transfer on its way; dropping the senders cancels it.
 struct Active {
     cancel: watch::Sender<bool>,
+    /// Set when the server wants it to go on as one of a mesh.
+    meshed: watch::Sender<bool>,
+}
+
+impl Active {
+    fn new() -> Self {
+        Self { cancel: watch::Sender::new(false), meshed: watch::Sender::new(false) }
+    }
 }
 
 /// Where an order comes from.
@@ -238,6 +250,9 @@ impl Transfers {
         let Ok(id) = TransferId::from_slice(&join.transfer_id) else {
             return tracing::warn!("a transfer without a usable id was dropped");
         };
+        if let Some(active) = self.fetches.get(&id).filter(|_| join.meshed) {
+            active.meshed.send_replace(true);
+        }
         if self.fetches.contains_key(&id) || self.shared.board.get(&id).is_some() {
             return self.shared.board.repeat(&id);
         }
@@ -249,7 +264,33 @@ impl Transfers {
         if self.fetches.len() >= room || self.shared.board.len() >= 2 * room {
             return self.refuse(id, TransferState::Failed, "too many transfers are waiting");
         }
-        self.fetch(id, join, Origin::Server);
+        match join.content {
+            Some(_) => self.place(id, join),
+            None => self.fetch(id, join, Origin::Server),
+        }
+    }
+
+    /// Carries out an order that has the file's content in it.
+    fn place(&mut self, id: TransferId, join: JoinTransfer) {
+        let active = Active::new();
+        let cancelled = active.cancel.subscribe();
+        self.fetches.insert(id, active);
+        let (shared, ended) = (self.shared.clone(), self.ended.clone());
+        tokio::task::spawn_local(async move {
+            let mut update = update(&id, TransferState::Done);
+            let bytes = join.content.as_ref().map_or(0, |content| content.len() as u64);
+            match inline::run(&shared, id, join, cancelled).await {
+                Ok(()) => update.verified_bytes = bytes,
+                Err(FetchEnd::Cancelled) => update.state = TransferState::Cancelled.into(),
+                Err(FetchEnd::Failed(error)) => {
+                    (update.state, update.error) = (TransferState::Failed.into(), error);
+                }
+            }
+            shared.note_end(&id, &mut update);
+            shared.board.set(id, update);
+            shared.changed.notify_one();
+            let _ = ended.send((id, true));
+        });
     }
 
     /// Ends a transfer that never began.
@@ -260,18 +301,22 @@ impl Transfers {
     }
 
     fn fetch(&mut self, id: TransferId, join: JoinTransfer, origin: Origin) {
-        let (cancel, cancelled) = watch::channel(false);
-        self.fetches.insert(id, Active { cancel });
+        let active = Active::new();
+        let (cancelled, meshed) = (active.cancel.subscribe(), active.meshed.subscribe());
+        self.fetches.insert(id, active);
         self.shared.board.set(id, update(&id, TransferState::Waiting));
         let (shared, ended) = (self.shared.clone(), self.ended.clone());
         let mesh = self.mesh.clone();
         tokio::task::spawn_local(async move {
             let until = cancelled.clone();
             let fetched = async {
+                let mut join = join;
                 if origin == Origin::Server {
+                    // Kept as it reads here, so that a host that is renamed goes on where it was.
+                    join.directory = shared.folder(&join.directory)?;
                     shared.keep_order(id, join.clone()).await?;
                 }
-                fetch::run(&shared, &mesh, id, join, cancelled).await
+                fetch::run(&shared, &mesh, id, join, Signals { cancelled, meshed }).await
             };
             let (state, error, serving) = match fetched.await {
                 Ok(serving) => (TransferState::Done, String::new(), serving),
@@ -295,8 +340,9 @@ impl Transfers {
         if self.offers.len() >= limits.queue_max as usize || self.tombstones.contains(&id) {
             return tracing::warn!(transfer = %id, "offer was cancelled or exceeds the limit");
         }
-        let (cancel, cancelled) = watch::channel(false);
-        self.offers.insert(id, Active { cancel });
+        let active = Active::new();
+        let cancelled = active.cancel.subscribe();
+        self.offers.insert(id, active);
         let (shared, ended) = (self.shared.clone(), self.ended.clone());
         tokio::task::spawn_local(async move {
             offer::run(&shared, id, offer, cancelled).await;
@@ -358,6 +404,14 @@ impl Shared {
         tokio::task::spawn_blocking(step).await
     }
 
+    /// The folder of an order with this host's names in it.
+    fn folder(&self, folder: &str) -> Result<String, FetchEnd> {
+        let identity = self.settings.dialer.identity().get();
+        let hostname = facts::hostname();
+        let names = HostNames { agent: identity.agent_id.as_str(), hostname: &hostname };
+        folder::expand(folder, &names).map_err(|error| FetchEnd::Failed(error.to_string()))
+    }
+
     async fn keep_order(&self, id: TransferId, join: JoinTransfer) -> Result<(), FetchEnd> {
         let dir = self.settings.dir.clone();
         let kept = self.on_disk(move || records::write(&dir, &format!("{id}.order"), &join));
@@ -367,17 +421,10 @@ impl Shared {
 
     /// Notes the end of a transfer, on disk before anybody hears of it.
     async fn end(&self, id: &TransferId, state: TransferState, error: &str) {
-        let label = match state {
-            TransferState::Done => "done",
-            TransferState::Cancelled => "cancelled",
-            _ => "failed",
-        };
-        metrics::counter!(names::AGENT_TRANSFERS, "state" => label).increment(1);
-        tracing::info!(transfer = %id, state = label, error, "transfer ended");
         let mut ended = self.board.get(id).unwrap_or_else(|| update(id, state));
         ended.state = state.into();
         ended.error = error.to_owned();
-        ended.ended_ms = clock::wall_ms();
+        self.note_end(id, &mut ended);
         let (dir, name, record) = (self.settings.dir.clone(), format!("{id}.end"), ended.clone());
         let written = self.on_disk(move || records::write(&dir, &name, &record)).await;
         if let Ok(Err(error)) = written {
@@ -385,6 +432,17 @@ impl Shared {
         }
         self.board.set(*id, ended);
         self.changed.notify_one();
+    }
+
+    fn note_end(&self, id: &TransferId, update: &mut TransferUpdate) {
+        update.ended_ms = clock::wall_ms();
+        let label = match update.state() {
+            TransferState::Done => "done",
+            TransferState::Cancelled => "cancelled",
+            _ => "failed",
+        };
+        metrics::counter!(names::AGENT_TRANSFERS, "state" => label).increment(1);
+        tracing::info!(transfer = %id, state = label, error = update.error, "transfer ended");
     }
 
     fn forget(&self, id: &TransferId) {
@@ -403,7 +461,7 @@ fn update(id: &TransferId, state: TransferState) -> TransferUpdate {
     }
 }
 
-/// Resolves when the transfer is cancelled.
+/// Resolves when the transfer is cancelled, or whatever else the signal says is so.
 async fn cancelled(signal: &mut watch::Receiver<bool>) {
     // A closed channel means that the whole thread ends.
     let _ = signal.wait_for(|cancelled| *cancelled).await;

@@ -95,9 +95,9 @@ fn show_one(context: &Context, detail: &TransferDetail) -> Result<(), CliError> 
     let transfer = &detail.transfer;
     show::line(&format!(
         "{} to {}:{}, {}, phase {}, gear {}, root {}",
-        transfer.file_name,
+        show::printable(transfer.file_name.clone()),
         transfer.targets,
-        transfer.directory,
+        show::printable(transfer.directory.clone()),
         quantity::bytes(transfer.size_bytes),
         word(&transfer.phase),
         transfer.gear,
@@ -105,6 +105,9 @@ fn show_one(context: &Context, detail: &TransferDetail) -> Result<(), CliError> 
     ))?;
     if !transfer.why.is_empty() {
         show::line(&transfer.why)?;
+    }
+    if !transfer.judgement.is_empty() {
+        show::line(&transfer.judgement)?;
     }
     if !transfer.error.is_empty() {
         show::line(&show::printable(transfer.error.clone()))?;

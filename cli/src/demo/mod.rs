@@ -69,7 +69,7 @@ fn show(args: &DemoArgs, binaries: &Binaries, dir: &std::path::Path) -> Outcome 
     let file = material::large_file(args.file.as_deref())?;
     let lines = material::log_lines(args.lines)?;
     let mut fleet = fleet::start(binaries, dir, args.agents, args.keep)?;
-    let push = push::show(&fleet, &file)?;
+    let push = push::show(&fleet, dir, &file)?;
     let records = records::show(&mut fleet, &lines, args.records)?;
     let scripts = script::show(&fleet)?;
     let report = report::Report { agents: args.agents, push, records, scripts };

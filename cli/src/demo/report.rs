@@ -47,6 +47,16 @@ impl Report {
             format!("{}/s", quantity::bytes((delivered as f64 / push.seconds) as u64)),
         ]);
         table.row([
+            format!("travelled {}", push.gear),
+            format!(
+                "server sent {:.2} x the file, hosts {} % of all",
+                push.copies_sent(),
+                push.peers_percent()
+            ),
+            format!("{:.1} s", push.transfer_seconds),
+            String::new(),
+        ]);
+        table.row([
             "records".to_owned(),
             format!(
                 "{} sent, {} in the files, {} duplicates",

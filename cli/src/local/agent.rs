@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
-use super::{Binaries, LocalServer, stop, tail};
+use super::{Binaries, Counters, LocalServer, stop, tail};
 use crate::error::CliError;
 use crate::guard::{self, Signal};
 
@@ -149,6 +149,16 @@ impl LocalAgent {
         pids
     }
 
+    /// Its counters now.
+    pub fn counters(&self) -> Result<Counters, CliError> {
+        let path = self.home.join("run/ports.json");
+        let cannot = || CliError::io(format!("cannot read {}", path.display()));
+        let ports = std::fs::read(&path).map_err(cannot())?;
+        let ports: serde_json::Value =
+            serde_json::from_slice(&ports).map_err(|error| cannot()(error.into()))?;
+        Counters::read(ports["metrics"].as_str().unwrap_or_default())
+    }
+
     /// A command that hands records to this agent.
     pub fn emit(&self, data_id: u32) -> Command {
         let mut command = Command::new(&self.binary);
@@ -198,8 +208,9 @@ fn agent_toml(server: &LocalServer, options: &AgentOptions) -> Result<String, Cl
         })
     };
     let mut text = format!(
+        // Any port: the usual ones are too few for all agents that run on one machine.
         "metrics = \"127.0.0.1:0\"\nregion = {}\nzone = {}\ncloud_id = {}\n\n[[server]]\n\
-         signal = {}\ndata = {}\nfile = {}\n\n[labels]\n",
+         signal = {}\ndata = {}\nfile = {}\n\n[mesh]\nlisten = \"127.0.0.1:0\"\n\n[labels]\n",
         quote(&options.region),
         quote(&options.zone),
         options.cloud_id,

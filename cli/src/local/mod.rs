@@ -2,9 +2,11 @@
 //! what the demo shows, the story tests torture and the measurements load.
 
 mod agent;
+mod counters;
 mod server;
 
 pub use agent::{AgentOptions, LocalAgent};
+pub use counters::Counters;
 pub use server::{LocalServer, ServerOptions};
 
 use std::path::{Path, PathBuf};

@@ -10,7 +10,7 @@ use skein_controlplane::api::types::{
     JoinTokenCreated, JoinTokenRequest, Route, RouteRequest, Status, Stream, StreamRequest,
 };
 
-use super::{Binaries, stop, tail, wait_for};
+use super::{Binaries, Counters, stop, tail, wait_for};
 use crate::client::Client;
 use crate::connection::{self, ConnectionArgs, Ports};
 use crate::error::CliError;
@@ -131,6 +131,11 @@ impl LocalServer {
             status.data_processes.first()?;
             pid_of(&status).filter(|pid| *pid != former)
         })
+    }
+
+    /// Counters of the data process now.
+    pub fn counters(&self) -> Result<Counters, CliError> {
+        Counters::read(&self.ports().data_metrics.unwrap_or_default())
     }
 
     /// A join token for this many agents.

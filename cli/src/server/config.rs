@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use skein_controlplane::api::{ApiTls, CertificateFiles, ListenError};
 
 use super::ListenArgs;
+use super::planner::PlannerSection;
 use crate::error::CliError;
 
 /// A `server.toml` larger than this is refused before it is parsed.
@@ -29,6 +30,8 @@ pub struct ServerConfig {
     pub data: DataSection,
     /// The control process.
     pub control: ControlSection,
+    /// What the planner of transfers goes by.
+    pub planner: PlannerSection,
 }
 
 /// Where the server listens.
@@ -133,6 +136,7 @@ impl Default for ServerConfig {
             listen: ListenConfig::default(),
             data: DataSection::default(),
             control: ControlSection::default(),
+            planner: PlannerSection::default(),
         }
     }
 }

@@ -12,6 +12,7 @@
 mod child;
 mod config;
 mod greeting;
+mod planner;
 mod processes;
 mod supervisor;
 
@@ -94,6 +95,7 @@ pub fn run_server(args: &ServerArgs, connection: &ConnectionArgs) -> Outcome {
         .map_err(CliError::io(format!("cannot create {}", dir.display())))?;
     let config = ServerConfig::load(&dir, &args.listen)?;
     config.check_api(&dir)?;
+    config.planner.planning().map_err(CliError::Usage)?;
     skein_observe::init_logging("server", config.log_json);
     let lock = lock(&dir)?;
     let greeter = (!args.quiet).then(|| greeting::start(dir.clone()));

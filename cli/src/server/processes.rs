@@ -27,6 +27,7 @@ pub fn run_control(args: &ProcessArgs, connection: &ConnectionArgs) -> Outcome {
     control.heartbeat_interval = Duration::from_secs(config.control.heartbeat_seconds);
     control.heartbeat_misses = config.control.heartbeat_misses;
     control.public_host = config.control.public_host;
+    control.planning = config.planner.planning().map_err(CliError::Usage)?;
     match skein_controlplane::run_control(control) {
         Ok(()) => Ok(EXIT_OK),
         Err(error) => Err(CliError::Local(format!("the control process cannot go on: {error:#}"))),

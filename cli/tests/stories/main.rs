@@ -4,16 +4,22 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod cancelling;
 mod crashes;
 mod disks;
+mod gears;
 mod identity;
 mod joining;
 mod metrics;
 mod network;
 mod pushing;
+mod refusing;
 mod routing;
 mod running;
 mod selecting;
+mod spread;
+mod spreading;
+mod spreading_crashes;
 mod stalls;
 mod strangers;
 mod supervising;

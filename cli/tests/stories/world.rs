@@ -53,6 +53,20 @@ impl World {
             .unwrap_or_else(|error| panic!("{error}"))
     }
 
+    /// As many agents, all online, by one token.
+    pub fn agents<const N: usize>(&self, options: &AgentOptions) -> [LocalAgent; N] {
+        let token = self.server.token(N as u32).unwrap_or_else(|error| panic!("{error}"));
+        let agents: [LocalAgent; N] = std::array::from_fn(|number| {
+            let host = self.host(&format!("host-{number}"));
+            let agent = LocalAgent::enrol(&self.binaries, &host, &self.server, &token, options);
+            let mut agent = agent.unwrap_or_else(|error| panic!("{error}"));
+            agent.run().unwrap();
+            agent
+        });
+        agents.iter().for_each(|agent| self.wait_state(agent, AgentState::Online));
+        agents
+    }
+
     pub fn start(&self, mut agent: LocalAgent) -> LocalAgent {
         agent.run().unwrap();
         self.wait_state(&agent, AgentState::Online);

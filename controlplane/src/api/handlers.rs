@@ -325,6 +325,13 @@ pub async fn create_transfer(
     Ok(Json(app.transfers.create(request).await?))
 }
 
+pub async fn forecast_transfer(
+    State(app): Shared,
+    Body(request): Body<ForecastRequest>,
+) -> Answer<TransferForecast> {
+    Ok(Json(app.transfers.forecast(&request)?))
+}
+
 pub async fn transfers(State(app): Shared) -> Json<TransferList> {
     Json(TransferList { transfers: app.transfers.list() })
 }
@@ -334,7 +341,11 @@ pub async fn transfer(
     Path(id): Path<String>,
     Query(query): Query<HostsQuery>,
 ) -> Answer<TransferDetail> {
-    let detail = app.transfers.detail(&transfer_id(&id)?, &query);
+    let transfer_id = transfer_id(&id)?;
+    if let Some(wait_ms) = query.wait_ms {
+        app.transfers.ended(&transfer_id, wait_ms).await;
+    }
+    let detail = app.transfers.detail(&transfer_id, &query);
     detail.map(Json).ok_or_else(|| ApiError::not_found(format!("there is no transfer {id}")))
 }
 

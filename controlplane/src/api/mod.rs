@@ -94,6 +94,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/uploads", put(live::upload).get(h::uploads))
         .route("/uploads/{id}", delete(h::delete_upload))
         .route("/transfers", post(h::create_transfer).get(h::transfers))
+        .route("/transfers/forecast", post(h::forecast_transfer))
         .route("/transfers/{id}", get(h::transfer))
         .route("/transfers/{id}/cancel", post(h::cancel_transfer))
         .route("/tasks", post(h::create_task).get(h::tasks))

@@ -34,9 +34,11 @@ const FREE_BYTES_MIN: u64 = 256 * 1024 * 1024;
 /// Files in the cache.
 const FILES_MAX: usize = 10_000;
 /// Piece sizes are chosen for this many hosts: the targets are not known yet at upload.
-const HOSTS_ASSUMED: u32 = 1_000;
+pub(super) const HOSTS_ASSUMED: u32 = 1_000;
 /// Where data processes keep what they know of partial files.
 const FETCH_STATE: &str = ".fetch";
+/// How the names of their partial files begin.
+const FETCH_PREFIX: &str = ".skein-";
 /// A fetch that is complete is reported within milliseconds.
 const REPORT_LATE_MS: i64 = 2_000;
 /// No fetch goes on longer than a transfer may.
@@ -171,7 +173,8 @@ impl Cache {
         for file in fs::read_dir(&self.folder)?.chain(partials) {
             let file = file?;
             let name = file.file_name().to_string_lossy().into_owned();
-            let id = name.split('.').next().unwrap_or_default().parse::<TransferId>();
+            let stem = name.strip_prefix(FETCH_PREFIX).unwrap_or(&name);
+            let id = stem.split('.').next().unwrap_or_default().parse::<TransferId>();
             // Gone since: another has removed it.
             let Ok(metadata) = file.metadata() else { continue };
             let age = metadata.modified()?.elapsed().unwrap_or_default();
@@ -352,7 +355,11 @@ impl Cache {
 
     fn remove_files(&self, id: &TransferId) {
         let path = self.path(id);
-        for path in [path.with_extension("part"), path.with_extension("leaves"), path] {
+        // A data process may still write into what it has open; nobody finds it any more.
+        let partial = self.folder.join(format!("{FETCH_PREFIX}{id}.part"));
+        let state = self.folder.join(FETCH_STATE).join(format!("{id}.state"));
+        let (upload, leaves) = (path.with_extension("part"), path.with_extension("leaves"));
+        for path in [upload, leaves, path, partial, state] {
             match fs::remove_file(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     tracing::warn!(path = %path.display(), %error, "cannot remove");

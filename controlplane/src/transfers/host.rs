@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use skein_wire::ids::AgentId;
 use skein_wire::signal::v1::{TransferState, TransferUpdate};
 
+use super::pace::HostPace;
 use crate::api::types::{TransferHost, TransferHostState};
 use crate::jobs::delivery::Delivery;
 
@@ -59,6 +60,10 @@ pub struct HostPush {
     pub run: Final,
     /// What was sent to it.
     pub delivery: Delivery,
+    /// How fast it receives.
+    pub pace: HostPace,
+    /// When this process heard its end; 0: it did not.
+    pub heard_ms: i64,
 }
 
 impl HostPush {
@@ -73,7 +78,8 @@ impl HostPush {
             started_ms: 0,
             ended_ms: 0,
         };
-        Self { agent, hostname, run, delivery: Delivery::default() }
+        let (delivery, pace) = (Delivery::default(), HostPace::default());
+        Self { agent, hostname, run, delivery, pace, heard_ms: 0 }
     }
 
     /// Where it stands.

@@ -9,6 +9,8 @@ use skein_filemesh::core::geometry::Geometry;
 use skein_filemesh::core::hints::Progress;
 use skein_filemesh::core::place::Rates;
 use skein_filemesh::core::plan::{HostPlan, Member};
+use skein_filemesh::core::planner::Gear;
+use skein_filemesh::core::swarm::PATIENCE_MS_MIN;
 use skein_wire::ids::{AgentId, TransferId, hex_decode};
 use skein_wire::signal::v1::{MeshReport, server_message};
 
@@ -50,6 +52,8 @@ struct Mesh {
     unlisted: BTreeSet<Member>,
     /// Added to the numbers of plans, which must grow also over a restart of this process.
     base: u32,
+    /// How often each member said that a parent is late.
+    lates: HashMap<Member, u32>,
     pieces: u32,
     not_after_ms: i64,
 }
@@ -104,6 +108,7 @@ impl Meshes {
             received: HashMap::new(),
             unlisted,
             base,
+            lates: HashMap::new(),
             pieces: geometry.piece_count(),
             not_after_ms: record.expire_ms,
         };
@@ -113,6 +118,19 @@ impl Meshes {
     /// The transfer has ended. The answer is who took part.
     pub fn end(&mut self, id: &TransferId) -> Vec<AgentId> {
         self.runs.remove(id).map(|mesh| mesh.agents).unwrap_or_default()
+    }
+
+    /// Goes over to another gear, where the transfer is meshed already.
+    pub fn set_gear(&mut self, id: &TransferId, gear: Gear) {
+        if let Some(mesh) = self.runs.get_mut(id) {
+            mesh.coordinator.set_gear(gear, clock::now_ms() as u64);
+        }
+    }
+
+    /// What the member that most often waited for a late parent lost by it, at least.
+    pub fn repair_ms(&self, id: &TransferId) -> f64 {
+        let lates = self.runs.get(id).and_then(|mesh| mesh.lates.values().max());
+        f64::from(lates.copied().unwrap_or(0)) * PATIENCE_MS_MIN as f64
     }
 
     /// An agent has a session: it may be new, or know an older list.
@@ -154,7 +172,12 @@ impl Meshes {
         let rate = last.filter(|(_, at_ms)| now_ms > *at_ms).map(|(bytes, at_ms)| {
             report.bytes_down.saturating_sub(bytes) * 1_000 / (now_ms - at_ms) as u64
         });
+        tracing::debug!(transfer = %id, member, rate, down = report.bytes_down, up = report.bytes_up,
+            late = ?report.late_parents, plan = report.plan_number, "a member reports");
         mesh.coordinator.progress(member, &gained, rate, now_ms as u64);
+        if !report.late_parents.is_empty() {
+            *mesh.lates.entry(member).or_default() += 1;
+        }
         for parent in &report.late_parents {
             mesh.coordinator.late(member, *parent, now_ms as u64);
         }
@@ -170,6 +193,7 @@ impl Meshes {
                 match output {
                     Output::Plan { member, mut plan } => {
                         plan.number += mesh.base;
+                        tracing::debug!(transfer = %id, member, ?plan, "a member gets a plan");
                         mesh.plans.insert(member, plan);
                         changed.insert(member);
                     }

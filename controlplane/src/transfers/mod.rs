@@ -5,24 +5,31 @@
 //! agent's file: offering ─► fetching ──►    │
 //!               (source hashes) (into the cache)
 //! ```
-//! In the direct gear the data process streams the cached file to every target; control announces
+//! In the inline gear the file travels inside the signed order. In the direct gear the data process streams the cached file to every target; control announces
 //! it there ([`fleet::v1::SeedFile`](skein_wire::fleet::v1::SeedFile)), orders the targets to join
 //! and keeps the account. As with tasks, a transfer is stored before it is answered, each end is
 //! stored before it is seen, and what a dead process had announced is announced again to the next.
 
 mod cache;
+mod content;
 mod gear;
 mod host;
+mod judged;
 mod membership;
 mod meshes;
+mod pace;
+mod rates;
 mod record;
 mod worker;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
+use skein_filemesh::core::manifest::choose_piece_bytes;
+use skein_filemesh::core::planner::{Decision, PlannerSettings};
 use skein_wire::ids::{AgentId, TransferId};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 pub use cache::{Cache, CacheError, CacheLimits};
 pub use host::{Final, HostPush};
@@ -30,9 +37,13 @@ pub use membership::{Link, Membership, MembershipSendError, links_of};
 pub use record::{TransferError, TransferRecord};
 pub use worker::Worker;
 
+use self::gear::Question;
+use self::pace::Course;
+use self::rates::RateBook;
+
 use crate::api::types::{
-    HostsQuery, Transfer, TransferDetail, TransferHostState, TransferPhase, TransferRequest,
-    TransferSource,
+    ForecastRequest, HostsQuery, Transfer, TransferDetail, TransferForecast, TransferHostState,
+    TransferPhase, TransferRequest, TransferSource,
 };
 use crate::clock;
 use crate::jobs::history::Bounds;
@@ -56,6 +67,17 @@ const HISTORY: Bounds = Bounds {
 };
 const PAGE_HOSTS_MAX: usize = 10_000;
 const ORDERS_MAX: usize = 64;
+/// Longest wait for an end that one request may ask for.
+const WAIT_MS_MAX: u64 = 10_000;
+
+/// What planning goes by, as an operator has set it.
+#[derive(Clone, Debug, Default)]
+pub struct Planning {
+    /// Costs and thresholds.
+    pub settings: PlannerSettings,
+    /// What the server sends to agents, bytes per second; 0: found out.
+    pub server_up_bytes_s: u64,
+}
 
 /// Bytes per second over all hosts, looked at about every second.
 #[derive(Clone, Copy, Debug, Default)]
@@ -75,6 +97,10 @@ struct Entry {
     speed: Speed,
     /// When the source was last asked to offer or the data process to fetch.
     asked_ms: i64,
+    /// When the first host said that it has begun.
+    began_ms: Option<i64>,
+    /// What is expected; none before this process has planned.
+    course: Option<Course>,
     /// The view of an ended transfer, which never changes: lists do not count its hosts again.
     ended_view: OnceLock<Transfer>,
 }
@@ -82,7 +108,16 @@ struct Entry {
 impl Entry {
     fn new(record: TransferRecord, hosts: Vec<HostPush>) -> Self {
         let (speed, ended_view) = (Speed::default(), OnceLock::new());
-        Self { record, hosts, dispatches: 0, speed, asked_ms: 0, ended_view }
+        Self {
+            record,
+            hosts,
+            dispatches: 0,
+            speed,
+            asked_ms: 0,
+            began_ms: None,
+            course: None,
+            ended_view,
+        }
     }
 
     fn place(&self, agent: &AgentId) -> Option<usize> {
@@ -131,6 +166,10 @@ impl Entry {
             why: record.gear.why.clone(),
             predicted_ms: record.gear.predicted_ms,
             bound_ms: record.gear.bound_ms,
+            replans: record.gear.replans.into(),
+            replanned_ms: record.gear.replanned_ms,
+            achieved_share: record.judged.as_ref().map(|judged| judged.share),
+            judgement: record.judged.as_ref().map_or_else(String::new, |j| j.sentence.clone()),
             size_bytes: record.file.as_ref().map_or(0, |file| file.size_bytes),
             root: record.file.as_ref().map_or_else(String::new, |file| file.root.clone()),
             error: record.error.clone(),
@@ -166,6 +205,10 @@ pub struct Transfers {
     cache: Arc<Cache>,
     entries: Mutex<HashMap<TransferId, Entry>>,
     orders: mpsc::Sender<Order>,
+    planner: PlannerSettings,
+    rates: RateBook,
+    /// Some transfer has ended.
+    ends: Notify,
 }
 
 impl Transfers {
@@ -174,13 +217,16 @@ impl Transfers {
         store: Arc<dyn Store>,
         registry: Arc<Registry>,
         cache: Arc<Cache>,
+        planning: Planning,
     ) -> Result<(Arc<Self>, mpsc::Receiver<Order>), StoreError> {
         let entries = record::load(&*store).await?;
         for (id, entry) in entries.iter().filter(|(_, entry)| entry.is_open()) {
             match (running_file(&entry.record), &entry.record.file) {
                 (Some(file), _) => drop(cache.pin(&file)),
-                (None, Some(file)) => cache.expect_still(id, file.size_bytes),
-                (None, None) => {}
+                (None, Some(file)) if entry.record.content_hex.is_none() => {
+                    cache.expect_still(id, file.size_bytes);
+                }
+                (None, _) => {}
             }
         }
         if let Err(error) = cache.remove_strangers() {
@@ -188,7 +234,10 @@ impl Transfers {
         }
         let (orders, queue) = mpsc::channel(ORDERS_MAX);
         let entries = Mutex::new(entries);
-        Ok((Arc::new(Self { store, registry, cache, entries, orders }), queue))
+        let (planner, rates) = (planning.settings, RateBook::new(planning.server_up_bytes_s));
+        let ends = Notify::new();
+        let this = Self { store, registry, cache, entries, orders, planner, rates, ends };
+        Ok((Arc::new(this), queue))
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<TransferId, Entry>> {
@@ -204,6 +253,7 @@ impl Transfers {
     pub async fn create(&self, request: TransferRequest) -> Result<Transfer, TransferError> {
         let now_ms = clock::now_ms();
         let selector: Selector = request.targets.parse()?;
+        let source = request.source.clone();
         let mut record = TransferRecord::from_request(request, now_ms)?;
         if self.running() >= TRANSFERS_RUNNING_MAX as u64 {
             return Err(TransferError::Busy);
@@ -217,14 +267,26 @@ impl Transfers {
             return Err(TransferError::Busy);
         }
         let Some(id) = record.id() else { return Err(TransferError::Busy) };
+        let content = content::of_request(&source, now_ms)?;
         self.settle_source(&mut record, now_ms)?;
-        if record.phase == TransferPhase::Running {
-            let agents: Vec<_> = targets.iter().map(|target| &target.id).collect();
-            record.choose_gear(&self.registry, &agents);
+        let agents: Vec<_> = targets.iter().map(|target| (&target.id, 0)).collect();
+        let mut decision = None;
+        if let Some((file, content)) = content {
+            record.run(file.clone(), now_ms);
+            decision = self.choose(&mut record, &agents);
+            if record.gear.is_inline() {
+                record.content_hex = Some(skein_wire::ids::hex_encode(&content));
+            } else {
+                record.file = Some(self.cache_content(&file, content).await?);
+            }
+        }
+        if record.phase == TransferPhase::Running && decision.is_none() {
+            decision = self.choose(&mut record, &agents);
         }
         let pinned = running_file(&record);
         let host = |Addressee { id, hostname, .. }| HostPush::new(id, hostname);
-        let entry = Entry::new(record, targets.into_iter().map(host).collect());
+        let mut entry = Entry::new(record, targets.into_iter().map(host).collect());
+        entry.course = decision.map(|decision| Course::new(decision, 0, now_ms));
         let names = entry.hosts.iter().map(|host| (&host.agent, &*host.hostname));
         let record = &entry.record;
         let stored = record::SHELF.store_new(&*self.store, &record.transfer_id, record, names);
@@ -256,8 +318,56 @@ impl Transfers {
                 }
                 record.source_agent = Some(source.id.to_string());
             }
+            TransferSource::Content { .. } => {}
         }
         Ok(())
+    }
+
+    /// Has the planner choose; the record has the outcome.
+    fn choose(&self, record: &mut TransferRecord, targets: &[(&AgentId, u64)]) -> Option<Decision> {
+        let choice = record.choose_gear(&self.registry, &self.rates, &self.planner, targets)?;
+        Some(choice.decision)
+    }
+
+    /// How a file would travel; nothing is begun.
+    pub fn forecast(&self, request: &ForecastRequest) -> Result<TransferForecast, TransferError> {
+        let forced = gear::wanted(request.gear.as_deref())?;
+        let targets = self.registry.select(&request.targets.parse()?);
+        if targets.is_empty() {
+            return Err(TransferError::NoTargets(request.targets.clone()));
+        }
+        let targets: Vec<_> = targets.iter().map(|target| (&target.id, 0)).collect();
+        let size_bytes = request.size_bytes;
+        let question = Question {
+            registry: &self.registry,
+            rates: &self.rates,
+            settings: &self.planner,
+            size_bytes,
+            piece_bytes: choose_piece_bytes(size_bytes, cache::HOSTS_ASSUMED),
+            targets: &targets,
+            rate_limit_bytes_per_s: request.rate_limit_bytes_per_s.unwrap_or(0),
+            forced,
+            may_inline: true,
+        };
+        let too_large = || TransferError::Invalid(format!("no file has {size_bytes} bytes"));
+        Ok(question.choose().ok_or_else(too_large)?.forecast(size_bytes, targets.len()))
+    }
+
+    /// Waits until a transfer has ended, for at most `wait_ms`.
+    pub async fn ended(&self, id: &TransferId, wait_ms: u64) {
+        let ended = async {
+            loop {
+                let mut notified = std::pin::pin!(self.ends.notified());
+                notified.as_mut().enable();
+                if !self.lock().get(id).is_some_and(Entry::is_open) {
+                    return;
+                }
+                notified.await;
+            }
+        };
+        let wait = Duration::from_millis(wait_ms.min(WAIT_MS_MAX));
+        // Whoever asked sees how it stands.
+        let _ = tokio::time::timeout(wait, ended).await;
     }
 
     /// Transfers that have not ended.

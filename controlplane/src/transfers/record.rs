@@ -3,14 +3,18 @@
 use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
+use skein_filemesh::core::folder;
+use skein_filemesh::core::planner::PlannerSettings;
 use skein_filemesh::engine::check_file_name;
 use skein_wire::ids::{AgentId, TransferId};
 use skein_wire::signal::v1::{FileInfo, JoinTransfer};
 
 use super::Entry;
 use super::cache::CacheError;
-use super::gear::{self, GearChoice};
+use super::gear::{self, Choice, GearChoice, Question};
 use super::host::{Final, HostPush};
+use super::judged::Judged;
+use super::rates::RateBook;
 use crate::api::types::{TransferPhase, TransferRequest, TransferSource, Upload};
 use crate::jobs::shelf::{Shelf, Stored};
 use crate::random;
@@ -110,6 +114,12 @@ pub struct TransferRecord {
     /// The gear that was asked for; none: the planner's.
     #[serde(default)]
     pub gear_wanted: Option<String>,
+    /// A file that came inside the request and travels inside the orders; gone at the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content_hex: Option<String>,
+    /// How near to the bound it came; said at the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub judged: Option<Judged>,
     /// What is wrong with the whole.
     #[serde(default)]
     pub error: String,
@@ -151,7 +161,7 @@ impl TransferRecord {
         Ok(Self {
             transfer_id: TransferId(random::bytes()?).to_string(),
             phase: TransferPhase::Offering,
-            source: request.source,
+            source: without_content(request.source),
             source_agent: None,
             targets: request.targets,
             directory: request.directory,
@@ -167,6 +177,8 @@ impl TransferRecord {
             expire_ms: now_ms + timeout_ms as i64,
             file: None,
             running_ms: None,
+            content_hex: None,
+            judged: None,
             error: String::new(),
             cancel_ms: None,
             ended_ms: None,
@@ -215,14 +227,44 @@ impl TransferRecord {
             create_directory: self.create_directory,
             rate_limit_bytes_per_s: self.rate_limit_bytes_per_s,
             meshed: self.gear.is_meshed(),
+            content: None,
         }
     }
 
-    /// Decides how the file, which is in the cache, travels to `agents`.
-    pub fn choose_gear(&mut self, registry: &Registry, agents: &[&AgentId]) {
-        let Some(file) = &self.file else { return };
-        let forced = gear::wanted(self.gear_wanted.as_deref()).ok().flatten();
-        self.gear = gear::choose(registry, file, agents, self.rate_limit_bytes_per_s, forced);
+    /// Decides how the file, which is in the cache or in the request, travels to `targets`, each
+    /// with the bytes that it holds.
+    pub fn choose_gear(
+        &mut self,
+        registry: &Registry,
+        rates: &RateBook,
+        settings: &PlannerSettings,
+        targets: &[(&AgentId, u64)],
+    ) -> Option<Choice> {
+        let file = self.file.as_ref()?;
+        let question = Question {
+            registry,
+            rates,
+            settings,
+            size_bytes: file.size_bytes,
+            piece_bytes: file.piece_bytes,
+            targets,
+            rate_limit_bytes_per_s: self.rate_limit_bytes_per_s,
+            forced: gear::wanted(self.gear_wanted.as_deref()).ok().flatten(),
+            may_inline: true,
+        };
+        let choice = question.choose()?;
+        self.gear = choice.stored.clone();
+        Some(choice)
+    }
+}
+
+/// The content of a small file is kept elsewhere, for as long as it is needed.
+fn without_content(source: TransferSource) -> TransferSource {
+    match source {
+        TransferSource::Content { name, mode, mtime_ms, .. } => {
+            TransferSource::Content { name, mode, mtime_ms, content_hex: String::new() }
+        }
+        other => other,
     }
 }
 
@@ -237,7 +279,8 @@ fn check_path(what: &str, path: &str) -> Result<(), TransferError> {
 }
 
 fn check_folder(path: &str) -> Result<(), TransferError> {
-    check_path("the folder", path)
+    check_path("the folder", path)?;
+    folder::check(path).map_err(|error| TransferError::Invalid(error.to_string()))
 }
 
 /// Reads all transfers.
@@ -258,10 +301,10 @@ pub(super) async fn load(store: &dyn Store) -> Result<HashMap<TransferId, Entry>
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn request() -> TransferRequest {
+    pub(in crate::transfers) fn request() -> TransferRequest {
         TransferRequest {
             source: TransferSource::Upload { upload_id: "x".into() },
             targets: "all".into(),
@@ -281,10 +324,11 @@ mod tests {
     fn hostile_paths_names_and_owners_are_refused() {
         assert!(TransferRecord::from_request(request(), 0).is_ok());
         type Change = fn(&mut TransferRequest);
-        let wrong: [(Change, &str); 9] = [
+        let wrong: [(Change, &str); 10] = [
             (|r| r.directory = "opt".into(), "absolute"),
             (|r| r.directory = "/opt/../etc".into(), "absolute"),
             (|r| r.directory = "/a\0b".into(), "absolute"),
+            (|r| r.directory = "/srv/{ip}".into(), "{agent}, {hostname}"),
             (|r| r.file_name = Some("../x".into()), "file name"),
             (|r| r.file_name = Some("..".into()), "file name"),
             (|r| r.mode = Some(0o100_644), "mode"),

@@ -1,5 +1,6 @@
 //! What moves transfers forward: offers and reports in, orders and announcements out.
 
+mod replan;
 mod source;
 
 use std::collections::{HashMap, HashSet};
@@ -12,7 +13,9 @@ use skein_wire::ids::{AgentId, TransferId};
 use skein_wire::signal::v1::{CancelTransfer, FileOffer, ReportAck, command_body, server_message};
 
 use super::host::{Final, HostPush, Report};
+use super::judged::{Course, Judged, judged};
 use super::meshes::Meshes;
+use super::rates::{RateBook, Sample};
 use super::{
     Entry, HISTORY, Order, Speed, TransferError, TransferRecord, Transfers, record, running_file,
 };
@@ -80,7 +83,18 @@ impl Work for Worker {
                 let Ok(id) = TransferId::from_slice(&update.transfer_id) else { return };
                 let found = entries.get_mut(&id).and_then(|entry| {
                     let place = entry.place(&agent)?;
-                    Some((place, entry.hosts[place].report(&update)))
+                    let report = entry.hosts[place].report(&update);
+                    if report != Report::Ended {
+                        entry.began_ms.get_or_insert(now_ms);
+                    }
+                    let host = &mut entry.hosts[place];
+                    // What is found on its disk says nothing of its link.
+                    let moved = update.verified_bytes.saturating_sub(update.resumed_bytes);
+                    host.pace.report(moved, now_ms);
+                    if matches!(report, Report::End(_)) {
+                        host.heard_ms = now_ms;
+                    }
+                    Some((place, report))
                 });
                 match found {
                     Some((_, Report::Progress)) => {}
@@ -177,6 +191,7 @@ impl Work for Worker {
     async fn tick(&mut self, group: &mut Group) {
         self.ticks = self.ticks.wrapping_add(1);
         self.look_at_deadlines(group);
+        self.look_at_courses(group).await;
         self.take_up_meshes();
         if self.ticks.is_multiple_of(TICKS_PER_SWEEP) {
             self.sweep().await;
@@ -419,6 +434,8 @@ impl Worker {
                 if open == *count {
                     let mut record = entry.record.clone();
                     record.ended_ms = Some(clock::now_ms());
+                    record.content_hex = None;
+                    record.judged = self.judge(id, entry, ends);
                     batch = record::SHELF.put_spec(batch, &record.transfer_id, &record)?;
                     closing.push(record);
                 }
@@ -444,8 +461,12 @@ impl Worker {
                     Some(file) => self.transfers.cache.unpin(&file),
                     None => self.transfers.cache.abandon(&id),
                 }
+                if !record.gear.is_inline() {
+                    group.unseed.insert(id);
+                }
                 entry.record = record;
-                group.unseed.insert(id);
+                learn(&self.transfers.rates, entry);
+                self.transfers.ends.notify_waiters();
                 // Whoever is done serves others until it hears that nobody needs it.
                 let took_part = self.meshes.end(&id);
                 if !took_part.is_empty() {
@@ -456,6 +477,22 @@ impl Worker {
         Ok(())
     }
 
+    /// What is said of a transfer whose last hosts end so.
+    fn judge(
+        &self,
+        id: &TransferId,
+        entry: &Entry,
+        ends: &[(TransferId, usize, Final)],
+    ) -> Option<Judged> {
+        let ended = ends.iter().filter(|(of, _, run)| of == id && run.state == Host::Done);
+        let before = entry.hosts.iter().filter(|host| host.state() == Host::Done);
+        let heard = ended.map(|(_, place, _)| &entry.hosts[*place]).chain(before);
+        let done_ms = heard.map(|host| host.heard_ms).filter(|at_ms| *at_ms > 0).collect();
+        let repair_ms = self.meshes.repair_ms(id);
+        let course = Course { began_ms: entry.began_ms, done_ms, repair_ms };
+        judged(&entry.record, &course, &self.transfers.planner)
+    }
+
     /// Tells data processes to serve a file to its targets.
     async fn announce(&mut self, id: TransferId, link: Option<u64>) {
         let (record, agent_ids) = {
@@ -464,7 +501,8 @@ impl Worker {
             let open = entry.hosts.iter().filter(|host| !host.state().is_final());
             (entry.record.clone(), open.map(|host| host.agent.to_string()).collect())
         };
-        let Some(file) = running_file(&record) else { return };
+        let file = running_file(&record).filter(|_| !record.gear.is_inline());
+        let Some(file) = file else { return };
         let seed = SeedFile {
             transfer_id: id.to_bytes(),
             path: self.transfers.cache.path(&file).to_string_lossy().into_owned(),
@@ -482,7 +520,17 @@ impl Worker {
         let Some(record) = self.record(&id) else { return };
         if record.cancel_ms.is_none() {
             let until_ms = record.deliver_by_ms();
-            let kind = command_body::Kind::JoinTransfer(record.order(&id));
+            let mut order = record.order(&id);
+            if record.gear.is_inline() {
+                match self.transfers.content_of(&record) {
+                    Ok(content) => order.content = Some(content),
+                    // It is tried again until nobody is left to be told.
+                    Err(error) => {
+                        return tracing::error!(transfer = %id, %error, "a small file is not read");
+                    }
+                }
+            }
+            let kind = command_body::Kind::JoinTransfer(order);
             self.send(id, kind, until_ms, &agents).await;
         }
     }
@@ -592,6 +640,23 @@ fn begin(id: &TransferId, entry: &Entry, group: &mut Group) {
     } else {
         group.offer.insert(*id);
     }
+}
+
+/// Enters how fast the hosts of a transfer that has ended were.
+fn learn(rates: &RateBook, entry: &Entry) {
+    if entry.record.gear.is_inline() {
+        return;
+    }
+    let done = entry.hosts.iter().filter(|host| host.state() == Host::Done);
+    let samples = done.map(|host| Sample {
+        agent: host.agent.clone(),
+        bytes: host.run.verified_bytes.saturating_sub(host.run.resumed_bytes),
+        time_ms: host.run.ended_ms - host.run.started_ms,
+    });
+    // What was planned again has shown its rates while it ran.
+    let samples: Vec<Sample> = samples.filter(|_| entry.record.gear.replans == 0).collect();
+    let is_limited = entry.record.rate_limit_bytes_per_s > 0;
+    rates.learn(&samples, !entry.record.gear.is_meshed(), is_limited, clock::now_ms());
 }
 
 fn speed(entry: &Entry, now_ms: i64) -> Speed {

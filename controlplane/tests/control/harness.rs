@@ -185,9 +185,13 @@ impl TestServer {
     }
 
     pub async fn start_in(dir: &Path) -> Self {
-        let mut attempts = 0;
+        Self::start_with(config(dir)).await
+    }
+
+    pub async fn start_with(config: ControlConfig) -> Self {
+        let (dir, mut attempts) = (config.data_dir.as_path(), 0);
         let control = loop {
-            match Control::start(config(dir)).await {
+            match Control::start(config.clone()).await {
                 Ok(control) => break control,
                 // The one before still drops its last tasks.
                 Err(error) if attempts < 200 && error.to_string().contains("already open") => {

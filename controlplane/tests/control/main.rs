@@ -1,6 +1,7 @@
 //! The control process as a whole, one file per subject. See [`harness`] for what is real.
 
 mod enrolment;
+mod gears;
 mod harness;
 mod hostile;
 mod operators;

@@ -171,7 +171,8 @@ async fn a_new_data_process_and_a_new_control_process_learn_what_runs() {
     online(&server.api, 1).await;
     let upload: Upload = server.api.put("/uploads?name=f", content(20_000)).await.unwrap();
     let source = TransferSource::Upload { upload_id: upload.upload_id };
-    let transfer: Transfer = server.api.post("/transfers", &push(source)).await.unwrap();
+    let request = TransferRequest { gear: Some("direct".into()), ..push(source) };
+    let transfer: Transfer = server.api.post("/transfers", &request).await.unwrap();
     until("the order comes", || data.seen().commands.pop()).await;
 
     let newer = server.data().await;

@@ -329,7 +329,12 @@ impl PeerLink {
 
     /// Sends a keep-alive if nothing was sent for [`KEEP_ALIVE_MS`].
     pub fn tick(&mut self, now_ms: u64) {
-        if self.out.is_empty() && now_ms >= self.keep_alive_at() {
+        self.keep_alive(KEEP_ALIVE_MS, now_ms);
+    }
+
+    /// Sends a keep-alive if nothing was sent for `after_ms`.
+    pub fn keep_alive(&mut self, after_ms: u64, now_ms: u64) {
+        if self.out.is_empty() && now_ms >= self.sent_ms + after_ms {
             self.send(Message::KeepAlive);
         }
     }

@@ -11,12 +11,14 @@
 //!
 //! Beside them stand [`planner`] (which gear, and how long it takes) and [`coordinator`] (who sends
 //! what to whom), which control runs; they and a swarm share only [`plan`] and [`place`].
-//! Whom a member may meet stands in [`membership`] (signed) and [`hints`] (not).
+//! Whom a member may meet stands in [`membership`] (signed) and [`hints`] (not). [`folder`] is what
+//! an order says about where its file goes.
 
 pub mod bitfield;
 pub mod coordinator;
 pub mod download;
 mod failure;
+pub mod folder;
 pub mod geometry;
 mod handshake;
 pub mod hashes;

@@ -1,24 +1,21 @@
 //! How much one peer is asked for at a time: a window that follows the link, and a rate limit.
 //!
-//! The window holds what keeps the link busy: measured rate × (2 × least latency + 50 ms). It can
+//! The window holds what keeps the link busy: measured rate × (2 × least latency + 120 ms). It can
 //! double per measurement while the link delivers more, and it cannot run away into queues,
 //! because the latency it uses is the least one seen, not the one that its own requests cause.
 
 use super::geometry::BLOCK_BYTES;
 use super::peer_wire::REQUEST_BYTES_MAX;
 
-/// Smallest window: 250 ms at 4 Mbit/s.
-pub const WINDOW_BYTES_MIN: u64 = 128 * 1024;
+/// Smallest window: 250 ms at 2 Mbit/s. Many flows share a narrow link evenly, and without losses, when
+/// each has no more than this on its way.
+pub const WINDOW_BYTES_MIN: u64 = 64 * 1024;
 
 /// First window: what a connection of 10 ms carries at 800 Mbit/s.
 pub const WINDOW_BYTES_START: u64 = 1024 * 1024;
 
 /// First window of a link that is one of many.
-pub const WINDOW_BYTES_SHARED: u64 = 256 * 1024;
-
-/// Smallest window of a link that is one of many: what a slow host asks of each of its parents
-/// waits in front of its own link, where it cannot be taken back.
-pub const WINDOW_BYTES_SHARED_MIN: u64 = 64 * 1024;
+pub const WINDOW_BYTES_SHARED: u64 = 128 * 1024;
 
 /// Largest window: 10 Gbit/s over 6 ms. Also bounds what waits to be written.
 pub const WINDOW_BYTES_MAX: u64 = 8 * 1024 * 1024;
@@ -27,7 +24,7 @@ pub const WINDOW_BYTES_MAX: u64 = 8 * 1024 * 1024;
 const SLICE_MS: u64 = 50;
 
 /// Data that is kept ahead of the link beside its own delay.
-const AHEAD_MS: u64 = 50;
+const AHEAD_MS: u64 = 120;
 
 const _: () = assert!(WINDOW_BYTES_MAX / REQUEST_BYTES_MAX as u64 <= 256, "REQUESTS_MAX of a link");
 
@@ -35,7 +32,6 @@ const _: () = assert!(WINDOW_BYTES_MAX / REQUEST_BYTES_MAX as u64 <= 256, "REQUE
 #[derive(Debug, Clone)]
 pub struct Window {
     bytes: u64,
-    least_bytes: u64,
     least_latency_ms: u64,
     slice_start_ms: u64,
     slice_bytes: u64,
@@ -47,7 +43,6 @@ impl Window {
     pub fn new(now_ms: u64) -> Self {
         Self {
             bytes: WINDOW_BYTES_START,
-            least_bytes: WINDOW_BYTES_MIN,
             least_latency_ms: u64::MAX,
             slice_start_ms: now_ms,
             slice_bytes: 0,
@@ -57,8 +52,7 @@ impl Window {
 
     /// A window for one of many links that share this host's: it starts smaller.
     pub fn shared(now_ms: u64) -> Self {
-        let (bytes, least_bytes) = (WINDOW_BYTES_SHARED, WINDOW_BYTES_SHARED_MIN);
-        Self { bytes, least_bytes, ..Self::new(now_ms) }
+        Self { bytes: WINDOW_BYTES_SHARED, ..Self::new(now_ms) }
     }
 
     /// The rate of the last slice that was measured; 0 before the first.
@@ -103,7 +97,7 @@ impl Window {
             let aim = self.slice_bytes.saturating_mul(hold_ms) / elapsed_ms;
             // Falls by halves at most, so that one late slice does not starve the link.
             let aim = aim.max(self.bytes / 2).min(self.bytes * 2);
-            self.bytes = aim.clamp(self.least_bytes, WINDOW_BYTES_MAX);
+            self.bytes = aim.clamp(WINDOW_BYTES_MIN, WINDOW_BYTES_MAX);
             self.bytes_per_s = self.slice_bytes.saturating_mul(1000) / elapsed_ms;
         }
         self.slice_start_ms = now_ms;
@@ -159,14 +153,14 @@ mod tests {
 
     #[test]
     fn the_window_settles_above_the_delay_product() {
-        // 100 Mbit/s with 20 ms: 12.5 MB/s * 90 ms = 1.1 MB.
+        // 100 Mbit/s with 20 ms: 12.5 MB/s * 160 ms = 2 MB.
         let mut window = Window::new(0);
         window.latency(20);
         for now_ms in 1..5_000 {
             let rate = (window.bytes() / 21).min(12_500);
             window.arrived(rate, now_ms);
         }
-        assert!((1_100_000..1_150_000).contains(&window.bytes()), "{}", window.bytes());
+        assert!((1_950_000..2_050_000).contains(&window.bytes()), "{}", window.bytes());
         assert_eq!(window.request_bytes() % BLOCK_BYTES, 0);
     }
 

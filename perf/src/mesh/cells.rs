@@ -23,8 +23,10 @@ pub struct Cell {
     pub receivers: usize,
     /// bit/s of every host in each direction; none: as fast as the machine.
     pub rate: Option<u64>,
-    /// Size of the file.
+    /// Size of the file, or of all files together.
     pub bytes: u64,
+    /// Files of a directory that is sent; none: a single file.
+    pub files: Option<u64>,
     /// What goes wrong.
     pub fault: Fault,
 }
@@ -44,89 +46,60 @@ pub enum Fault {
     Loss,
     /// The source's link falls to a fifth at 30 % of the least time.
     SourceSlows,
+    /// One receiver answers others with false blocks.
+    Liar,
+    /// Nothing; but half of the receivers are in another region, behind a thin border.
+    Border,
 }
 
 const MIB: u64 = 1 << 20;
 const MBIT: u64 = 1_000_000;
 
-/// What the schedule is judged by.
-const SCHEDULE: [&str; 4] = ["8x100x16M", "16x20x32M", "48x8x16M", "16x20x128M"];
+/// A directory holds at most so many files.
+const FILES_MAX: u64 = 100_000;
 
-/// What goes wrong, all with the same hosts and file.
-const ROBUST: [(&str, Fault); 5] = [
+/// Of a border, of the rate of a host: enough for one copy, far from enough for one per host.
+const BORDER_SHARE: f64 = 1.25;
+
+/// Faults by name.
+const FAULTS: [(&str, Fault); 7] = [
     ("slow-host", Fault::SlowHost),
     ("kill-tenth", Fault::KillTenth),
     ("source-dies", Fault::SourceDies),
     ("loss", Fault::Loss),
     ("source-slows", Fault::SourceSlows),
+    ("liar", Fault::Liar),
+    ("border", Fault::Border),
 ];
-const ROBUST_LINKS: &str = "16x20x32M";
 
-/// What the bytes cost, without a limit on the links.
-const COST: [&str; 2] = ["1x-x1024M", "4x-x1024M"];
+/// The cell of a fault that stands alone.
+const FAULT_LINKS: &str = "16x20x32M";
 
-/// A file that fits into one packet train, to many hosts.
-const TINY: &str = "48x1000x10K";
-
-/// Where the right gear changes: rates and sizes, for these numbers of hosts.
-const GRID: [&str; 5] = ["1000x1K", "1000x64K", "1000x1M", "100x16M", "100x128M"];
-const GRID_HOSTS: [usize; 5] = [1, 2, 4, 16, 48];
-
-/// Cells by name, or of a set. A name without a fault is its own description: receivers, Mbit/s of
-/// each host (`-`: no limit) and size, as in `16x20x32M`; a fault may follow, as in
-/// `16x20x32M+loss`.
-pub fn choose(names: &str) -> anyhow::Result<Vec<Cell>> {
-    let mut chosen: Vec<Cell> = Vec::new();
-    for name in names.split(',').map(str::trim) {
-        for name in of_set(name) {
-            let cell = Cell::named(&name)?;
-            if !chosen.contains(&cell) {
-                chosen.push(cell);
-            }
-        }
-    }
-    Ok(chosen)
-}
-
-/// Names of a set; of a single cell its own.
-fn of_set(name: &str) -> Vec<String> {
-    let robust = ROBUST.map(|(name, _)| name);
-    let own = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
-    match name {
-        // Shows within minutes that everything works.
-        "small" => own(&["4x100x4M", "8x100x16M"]),
-        "schedule" => own(&SCHEDULE),
-        "robust" => own(&robust),
-        "cost" => own(&COST),
-        "tiny" => own(&[TINY]),
-        "grid" => GRID_HOSTS
-            .iter()
-            .flat_map(|hosts| GRID.iter().map(move |links| format!("{hosts}x{links}")))
-            .collect(),
-        "all" => own(&[&SCHEDULE[..], &robust, &COST, &[TINY]].concat()),
-        name => vec![name.to_owned()],
+impl Fault {
+    fn named(name: &str) -> Option<Self> {
+        Some(FAULTS.iter().find(|(known, _)| *known == name)?.1)
     }
 }
 
 impl Cell {
-    fn named(name: &str) -> anyhow::Result<Self> {
-        let fault_of = |name: &str| Some(ROBUST.iter().find(|(fault, _)| *fault == name)?.1);
-        let with_fault = match (fault_of(name), name.split_once('+')) {
-            (Some(fault), _) => Some((ROBUST_LINKS, fault)),
-            (None, Some((links, fault))) => fault_of(fault).map(|fault| (links, fault)),
+    /// A cell by its name: receivers, Mbit/s of each host (`-`: no limit) and size, as in
+    /// `16x20x32M`, or files and their size, as in `1x1000x20000f4K`. What goes wrong may follow, as
+    /// in `16x20x32M+loss`, or stand alone.
+    pub fn named(name: &str) -> anyhow::Result<Self> {
+        let with_fault = match (Fault::named(name), name.split_once('+')) {
+            (Some(fault), _) => Some((FAULT_LINKS, fault)),
+            (None, Some((links, fault))) => Fault::named(fault).map(|fault| (links, fault)),
             (None, None) => None,
         };
         if let Some((links, fault)) = with_fault {
             let links = Self::named(links)?;
             ensure!(
-                links.rate.is_some() && links.receivers > 1,
-                "{name}: 2 hosts and a rate, please"
+                links.rate.is_some() && links.receivers > 1 && links.files.is_none(),
+                "{name}: 2 hosts, a rate and one file, please"
             );
             return Ok(Self { name: name.to_owned(), fault, ..links });
         }
-        let known =
-            "small, schedule, robust, cost, tiny, grid, all, a fault, or as in 16x20x32M+loss";
-        let unknown = || format!("no cell \"{name}\": {known}");
+        let unknown = || format!("no cell \"{name}\": a set, a fault, or as in 16x20x32M+loss");
         let parts: Vec<&str> = name.split('x').collect();
         let [receivers, rate, size] = parts[..] else { bail!(unknown()) };
         let receivers = receivers.parse().with_context(unknown)?;
@@ -135,14 +108,20 @@ impl Cell {
             "-" => None,
             rate => Some(rate.parse::<u64>().with_context(unknown)? * MBIT),
         };
+        let (files, size) = match size.split_once('f') {
+            Some((files, size)) => (Some(files.parse().with_context(unknown)?), size),
+            None => (None, size),
+        };
+        ensure!(files.is_none_or(|files| (1..=FILES_MAX).contains(&files)), unknown());
         let (digits, unit) = match (size.strip_suffix('K'), size.strip_suffix('M')) {
             (Some(digits), _) => (digits, 1024),
             (_, Some(digits)) => (digits, MIB),
             _ => bail!(unknown()),
         };
-        let bytes = digits.parse::<u64>().with_context(unknown)? * unit;
+        let bytes = digits.parse::<u64>().with_context(unknown)?;
+        let bytes = bytes.saturating_mul(unit).saturating_mul(files.unwrap_or(1));
         ensure!((1..=BYTES_MAX).contains(&bytes), "1 K to {} M", BYTES_MAX / MIB);
-        Ok(Self { name: name.to_owned(), receivers, rate, bytes, fault: Fault::None })
+        Ok(Self { name: name.to_owned(), receivers, rate, bytes, files, fault: Fault::None })
     }
 
     /// Whether this machine's cores are the limit rather than the links.
@@ -160,7 +139,7 @@ impl Cell {
     /// Receivers that do not count among "the others", as something is done to them.
     pub fn special(&self) -> Vec<usize> {
         match self.fault {
-            Fault::SlowHost => vec![self.receivers / 4],
+            Fault::SlowHost | Fault::Liar => vec![self.receivers / 4],
             Fault::KillTenth => {
                 let count = self.receivers.div_ceil(10);
                 (0..count).map(|nth| (2 * nth + 1) * self.receivers / (2 * count)).collect()
@@ -191,6 +170,12 @@ impl Cell {
         (self.fault == Fault::SlowHost).then(|| self.bytes as f64 / (goodput / 4.0))
     }
 
+    /// bit/s of the border in each direction, where there is one.
+    pub fn border(&self) -> Option<u64> {
+        let rate = self.rate.filter(|_| self.fault == Fault::Border)?;
+        Some((rate as f64 * BORDER_SHARE) as u64)
+    }
+
     /// Links of those that the bound is about.
     fn links(&self, goodput: f64) -> Vec<f64> {
         let others = match self.fault {
@@ -218,8 +203,12 @@ impl fmt::Display for Cell {
             Some(rate) => write!(f, "{} Mbit/s each way, ", rate / MBIT)?,
             None => write!(f, "no limit on the links, ")?,
         }
-        match bytes / MIB {
-            0 => write!(f, "{} KiB", bytes >> 10)?,
+        let of_each = bytes / self.files.unwrap_or(1);
+        if let Some(files) = self.files {
+            write!(f, "{files} files of ")?;
+        }
+        match of_each / MIB {
+            0 => write!(f, "{} KiB", of_each >> 10)?,
             mib => write!(f, "{mib} MiB")?,
         }
         f.write_str(match fault {
@@ -229,6 +218,8 @@ impl fmt::Display for Cell {
             Fault::SourceDies => "; kill -9 of the source once it sent 1.05 copies",
             Fault::Loss => "; each receiver loses 1 % of the packets that reach it",
             Fault::SourceSlows => "; the source falls to a fifth of its rate at 30 %",
+            Fault::Liar => "; one host answers others with false blocks",
+            Fault::Border => "; half of the hosts behind a border of 1.25 times a host's rate",
         })
     }
 }
@@ -238,9 +229,7 @@ mod tests {
     use super::*;
 
     fn cell(name: &str) -> Cell {
-        let mut cells = choose(name).unwrap();
-        assert_eq!(cells.len(), 1);
-        cells.remove(0)
+        Cell::named(name).unwrap()
     }
 
     #[test]
@@ -262,13 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn sets_and_names() {
-        for (set, cells) in
-            [("small", 2), ("schedule", 4), ("robust", 5), ("grid", 25), ("all", 12)]
-        {
-            assert_eq!(choose(set).unwrap().len(), cells, "{set}");
-        }
-        assert_eq!(choose("8x100x16M,small").unwrap().len(), 2, "each only once");
+    fn what_is_no_cell_is_refused() {
         for wrong in [
             "",
             "4x100x4M+fire",
@@ -280,25 +263,32 @@ mod tests {
             "16x20x0M",
             "900x1x1M",
             "1x1x9000M",
+            "1x1x0f4K",
+            "1x1x999999999f4K",
+            "2x1x2f4K+loss",
         ] {
-            assert!(choose(wrong).is_err(), "{wrong}");
+            assert!(Cell::named(wrong).is_err(), "{wrong}");
         }
     }
 
     #[test]
     fn a_name_says_what_it_is() {
-        let tiny = cell("tiny");
+        let tiny = cell("48x1000x10K");
         assert_eq!((tiny.receivers, tiny.rate, tiny.bytes), (48, Some(1_000_000_000), 10 << 10));
         assert!(!tiny.overloads(), "too short to fill anything");
         assert!(cell("48x100x16M").overloads());
         assert_eq!(cell("1x-x1024M").rate, None);
+        let tree = cell("1x1000x20000f4K");
+        assert_eq!((tree.files, tree.bytes), (Some(20_000), 20_000 << 12));
+        assert!(tree.to_string().ends_with("20000 files of 4 KiB"), "{tree}");
+        assert_eq!(cell("border").border(), Some(25_000_000));
         let lossy = cell("4x100x4M+loss");
         assert_eq!((lossy.receivers, lossy.fault), (4, Fault::Loss));
     }
 
     #[test]
     fn pieces_are_those_of_the_measured_peers() {
-        let pieces = ["48x8x16M", "16x20x32M", "16x20x128M", "tiny"];
+        let pieces = ["48x8x16M", "16x20x32M", "16x20x128M", "48x1000x10K"];
         let pieces = pieces.map(|name| cell(name).piece_bytes() >> 10);
         assert_eq!(pieces, [256, 512, 1024, 16]);
     }

@@ -1,22 +1,26 @@
 //! One run: a file is submitted, hosts are watched until all have it, and what is to go wrong goes
 //! wrong on time. Who carries the file does not matter here.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, ensure};
 
 use super::cells::{Cell, Fault, SHORT_BYTES};
+use super::told::Told;
 use crate::content::sha256_of;
 use crate::machine::busy_us;
-use crate::netlab::{Host, NetLab};
+use crate::netlab::{Carried, Host, NetLab};
+use crate::process::{children_us, whole_us};
+use crate::site::families;
 
 /// Between two looks at all hosts.
 const LOOK: Duration = Duration::from_millis(20);
 /// The same for short files.
 const LOOK_OFTEN: Duration = Duration::from_millis(1);
 /// A host that was killed is back after this time.
-const BACK: Duration = Duration::from_secs(1);
+pub const BACK: Duration = Duration::from_secs(1);
 /// Copies that have left a source when it dies.
 const COPIES_BEFORE_DEATH: f64 = 1.05;
 
@@ -108,23 +112,86 @@ pub trait Crew {
     fn kill_source(&mut self);
     /// Why nothing more will come.
     fn over(&mut self) -> Option<String>;
+    /// Processes that all others of the crew come from.
+    fn roots(&self) -> Vec<u32>;
+    /// The source's link is about to become slower.
+    fn source_slows(&mut self) -> anyhow::Result<()> {
+        Ok(())
+    }
+    /// A look from time to time, for crews that have something to see.
+    fn look(&mut self) -> anyhow::Result<()> {
+        Ok(())
+    }
 }
 
 /// What one run showed.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Outcome {
     /// Seconds from the submission until each receiver had the file; none: not within the limit.
     pub finished: Vec<Option<f64>>,
     /// Bytes that the source's link sent until the last host had the file, with headers, in files.
     pub source_copies: f64,
-    /// The same of what each special host's link received.
-    pub special_copies: Vec<f64>,
+    /// The same of what each receiver's link received.
+    pub received_copies: Vec<f64>,
+    /// The same of what went into the far region and out of it.
+    pub border_copies: Option<[f64; 2]>,
     /// Cores of this machine that were busy meanwhile.
     pub cores_busy: f64,
+    /// CPU seconds of all processes that took part and did not die.
+    pub cpu_s: f64,
     /// Load average of the last minute at the start.
     pub load: f64,
+    /// Seconds until the last file was on the disk for good, where somebody asked for that.
+    pub synced: Option<f64>,
+    /// Bare writes and flushes of as many bytes just before, seconds each.
+    pub flushes: Vec<f64>,
+    /// What Skein said of the run.
+    pub told: Option<Told>,
     /// Why it ended before all hosts had the file.
     pub note: String,
+}
+
+/// Bytes that links carried, and CPU, at one moment.
+struct Counters {
+    source: u64,
+    received: Vec<u64>,
+    border: Option<Carried>,
+    busy_us: u64,
+    cpu: BTreeMap<u32, u64>,
+    children_us: u64,
+}
+
+impl Counters {
+    fn look<C: Crew>(job: &Job, crew: &C) -> anyhow::Result<Self> {
+        let received = |host| anyhow::Ok(job.receiver(host).carried()?.received);
+        Ok(Self {
+            source: job.lab.hosts()[0].carried()?.sent,
+            received: (0..job.cell.receivers).map(received).collect::<Result<_, _>>()?,
+            border: job.lab.crossed()?,
+            busy_us: busy_us()?,
+            cpu: whole_us(&families(&crew.roots())),
+            children_us: children_us(),
+        })
+    }
+
+    /// What happened since `before`, into `outcome`.
+    fn since(&self, before: &Self, job: &Job, elapsed: Duration, outcome: &mut Outcome) {
+        let copies = |bytes: u64| bytes as f64 / job.cell.bytes as f64;
+        outcome.source_copies = copies(self.source - before.source);
+        let received = self.received.iter().zip(&before.received);
+        outcome.received_copies = received.map(|(now, then)| copies(now - then)).collect();
+        outcome.border_copies = self.border.zip(before.border).map(|(now, then)| {
+            [copies(now.sent - then.sent), copies(now.received - then.received)]
+        });
+        let busy = self.busy_us - before.busy_us;
+        outcome.cores_busy = busy as f64 / elapsed.as_micros() as f64;
+        let used = self.cpu.iter().map(|(pid, us)| {
+            let before = before.cpu.get(pid).copied().unwrap_or(0);
+            us.saturating_sub(before)
+        });
+        let used = used.sum::<u64>() + (self.children_us - before.children_us);
+        outcome.cpu_s = used as f64 / 1e6;
+    }
 }
 
 /// Watches a run from its submission, which `submit` makes.
@@ -134,61 +201,49 @@ pub fn drive<C: Crew>(
     submit: impl FnOnce(&mut C) -> anyhow::Result<()>,
 ) -> anyhow::Result<Outcome> {
     let cell = job.cell;
-    let special = cell.special();
-    let hosts = job.lab.hosts();
-    let sent_before = hosts[0].carried()?.sent;
-    let received = |host: &usize| anyhow::Ok(job.receiver(*host).carried()?.received);
-    let before = special.iter().map(received).collect::<anyhow::Result<Vec<_>>>()?;
-    let (load, busy_before) = (load()?, busy_us()?);
+    let mut outcome = Outcome { load: load()?, ..Outcome::default() };
+    let before = Counters::look(job, crew)?;
     let (began, started) = (SystemTime::now(), Instant::now());
     let mut trouble = Trouble::new(job);
     submit(crew)?;
     let mut finished: Vec<Option<SystemTime>> = vec![None; cell.receivers];
-    let mut note = String::new();
-    let look = if cell.bytes <= SHORT_BYTES { LOOK_OFTEN } else { LOOK };
+    let is_short = cell.bytes <= SHORT_BYTES;
+    let look = if is_short || cell.files.is_some() { LOOK_OFTEN } else { LOOK };
     loop {
         for (host, at) in finished.iter_mut().enumerate() {
             // The kernel's own clock of files is coarse: too coarse for the shortest.
             if at.is_none() {
                 let found = crew.finished(host);
-                *at = found.map(|at| if look == LOOK { at } else { SystemTime::now() });
+                *at = found.map(|at| if is_short { SystemTime::now() } else { at });
             }
         }
-        if finished.iter().all(Option::is_some) && trouble.is_over() {
+        // A liar need not have it.
+        let is_liar = |host: &usize| cell.fault == Fault::Liar && trouble.special.contains(host);
+        let mut meant = (0..cell.receivers).filter(|host| !is_liar(host));
+        if meant.all(|host| finished[host].is_some()) && trouble.is_over() {
             break;
         }
         if started.elapsed() >= job.limit {
-            note = format!("stopped after {} s", job.limit.as_secs());
+            outcome.note = format!("stopped after {} s", job.limit.as_secs());
             break;
         }
         if let Some(why) = crew.over() {
             // It may have ended between the two looks.
             let missing = (0..cell.receivers).any(|host| crew.finished(host).is_none());
             if missing {
-                note = why;
+                outcome.note = why;
                 break;
             }
         }
-        trouble.look(job, crew, started.elapsed(), sent_before)?;
+        trouble.look(job, crew, started.elapsed(), before.source)?;
+        crew.look()?;
         std::thread::sleep(look);
     }
     let elapsed = started.elapsed();
-    let busy = busy_us()? - busy_before;
-    let copies = |bytes: u64| bytes as f64 / cell.bytes as f64;
-    let source_copies = copies(hosts[0].carried()?.sent - sent_before);
-    let special_copies = special.iter().zip(before).map(|(host, before)| {
-        let after = received(host)?;
-        anyhow::Ok(copies(after - before))
-    });
+    Counters::look(job, crew)?.since(&before, job, elapsed, &mut outcome);
     let seconds = |at: SystemTime| at.duration_since(began).map_or(0.0, |time| time.as_secs_f64());
-    Ok(Outcome {
-        finished: finished.into_iter().map(|at| at.map(seconds)).collect(),
-        source_copies,
-        special_copies: special_copies.collect::<anyhow::Result<_>>()?,
-        cores_busy: busy as f64 / elapsed.as_micros() as f64,
-        load,
-        note,
-    })
+    outcome.finished = finished.into_iter().map(|at| at.map(seconds)).collect();
+    Ok(outcome)
 }
 
 /// Proves what was received against the source; a difference ends everything.
@@ -258,6 +313,7 @@ impl Trouble {
             }
             (Stage::Waiting, Fault::SourceSlows) if elapsed >= bound_at_thirty(job) => {
                 let rate = job.cell.rate.context("a source slows on a shaped link")?;
+                crew.source_slows()?;
                 job.lab.set_rate(0, rate / 5)?;
                 self.stage = Stage::Over;
             }

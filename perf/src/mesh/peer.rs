@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 
 use super::drive::{Crew, Job};
 use super::torrent::{Tracker, metainfo};
@@ -33,10 +33,14 @@ pub enum Peer {
     Transmission,
     /// Multicast.
     Udpcast,
+    /// rsync's daemon, for directories.
+    Rsync,
+    /// tar into a connection, for directories.
+    Tar,
 }
 
 /// By the names of the command line.
-pub const PEERS: [(&str, Peer); 9] = [
+pub const PEERS: [(&str, Peer); 11] = [
     ("chain", Peer::Chain),
     ("chain-sha256", Peer::ChainChecked),
     ("direct", Peer::Direct),
@@ -46,6 +50,8 @@ pub const PEERS: [(&str, Peer); 9] = [
     ("aria2", Peer::Aria2),
     ("transmission", Peer::Transmission),
     ("udpcast", Peer::Udpcast),
+    ("rsync", Peer::Rsync),
+    ("tar", Peer::Tar),
 ];
 
 const PORT: u16 = 5500;
@@ -68,6 +74,8 @@ impl Peer {
             Self::Aria2 => Some(("aria2c", "aria2")),
             Self::Transmission => Some(("transmission-cli", "transmission-cli")),
             Self::Udpcast => Some(("udp-sender", "udpcast")),
+            Self::Rsync => Some(("rsync", "rsync")),
+            Self::Tar => Some(("tar", "tar")),
         }
     }
 
@@ -80,8 +88,13 @@ impl Peer {
         Ok(format!("{package} {}", String::from_utf8_lossy(&output.stdout)))
     }
 
+    /// Whether it is for directories, and not for single files.
+    pub fn is_for_trees(self) -> bool {
+        matches!(self, Self::Rsync | Self::Tar)
+    }
+
     fn swarm(self) -> bool {
-        !matches!(self, Self::Chain | Self::ChainChecked | Self::Direct | Self::Udpcast)
+        self.mode().is_some() || matches!(self, Self::Aria2 | Self::Transmission)
     }
 
     /// Whether its receivers run before the file is there, as a service would.
@@ -133,6 +146,7 @@ impl Peer {
                 receiver.arg(job.target(host));
                 Ok(receiver)
             }
+            Self::Rsync | Self::Tar => bail!("{self:?} is for directories"),
         }
     }
 
@@ -173,6 +187,7 @@ impl Peer {
                 sender.arg("--file").arg(&job.source);
                 Ok(sender)
             }
+            Self::Rsync | Self::Tar => bail!("{self:?} is for directories"),
         }
     }
 
@@ -359,6 +374,10 @@ impl Crew for PeerCrew<'_> {
         }
         Some("every receiver has ended".to_owned())
     }
+
+    fn roots(&self) -> Vec<u32> {
+        self.receivers.iter().flatten().chain(&self.source).map(Child::id).collect()
+    }
 }
 
 impl Drop for PeerCrew<'_> {
@@ -376,7 +395,11 @@ fn end(child: &mut Child) {
 
 impl Job<'_> {
     /// Has a command write what it says to a file of this run.
-    fn logged<'c>(&self, command: &'c mut Command, name: &str) -> anyhow::Result<&'c mut Command> {
+    pub fn logged<'c>(
+        &self,
+        command: &'c mut Command,
+        name: &str,
+    ) -> anyhow::Result<&'c mut Command> {
         let log = std::fs::File::options()
             .create(true)
             .append(true)

@@ -1,6 +1,7 @@
 //! Skein in a lab: the shipped server on the first host, a real enrolled agent on each other one,
 //! and `skein push` as an operator types it, over TLS.
 
+use std::collections::BTreeMap;
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -8,8 +9,14 @@ use std::process::{Child, Command};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
+use skein_agent::identity::Identity;
+use skein_filemesh::engine::LeafFile;
 
+use super::cells::{Cell, Fault};
 use super::drive::{Crew, Job};
+use super::evidence;
+use super::liar::{Liar, newest_leaves};
+use super::told::{Told, expelled_in, plan_of, told_of};
 use crate::netlab::{Host, NetLab};
 use crate::site::{self, Agent, Site, binary};
 
@@ -19,6 +26,8 @@ const ENROL_AT_ONCE: usize = 4;
 const ONLINE: Duration = Duration::from_secs(120);
 /// For the command to end after the last host has the file.
 const COMMAND_ENDS: Duration = Duration::from_secs(10);
+/// Between two looks at a transfer that is to be planned anew.
+const REPLAN_LOOK: Duration = Duration::from_millis(100);
 
 /// A server and its agents; all end with this value.
 pub struct Fleet {
@@ -30,7 +39,9 @@ pub struct Fleet {
 
 impl Fleet {
     /// Starts a server, enrols an agent on each other host, and waits until all are online.
-    pub fn start(lab: &NetLab, folder: &Path) -> anyhow::Result<Self> {
+    /// Where the cell has a border, half of the hosts are put behind it.
+    /// Logs of one that cannot start are kept below `scratch`.
+    pub fn start(lab: &NetLab, folder: &Path, scratch: &Path, cell: &Cell) -> anyhow::Result<Self> {
         let (source, hosts) = lab.hosts().split_first().context("a lab has hosts")?;
         let site = Site::start_on(folder, source)?;
         let token = site.token(hosts.len())?;
@@ -49,12 +60,61 @@ impl Fleet {
             homes.extend(enrolled?);
         }
         let mut fleet = Self { site, hosts: hosts.to_vec(), homes, agents: Vec::new() };
-        for host in 0..fleet.hosts.len() {
-            fleet.agents.push(None);
-            fleet.start_agent(host)?;
-        }
-        fleet.site.wait_online(fleet.hosts.len(), ONLINE)?;
+        fleet.begin(lab, cell).map_err(|error| {
+            let kept = evidence::keep_start(scratch, &fleet.logs());
+            anyhow::anyhow!("{error:#}; logs in {}", kept.display())
+        })?;
         Ok(fleet)
+    }
+
+    fn begin(&mut self, lab: &NetLab, cell: &Cell) -> anyhow::Result<()> {
+        if let Some(rate) = cell.border() {
+            self.divide(lab, rate)?;
+        }
+        for host in 0..self.hosts.len() {
+            self.agents.push(None);
+            self.start_agent(host)?;
+        }
+        self.site.wait_online(self.hosts.len(), ONLINE)
+    }
+
+    /// Puts the second half of the agents behind a border. They are counted in the order of their
+    /// ids, because the server takes the region of the first for its own.
+    fn divide(&mut self, lab: &NetLab, rate: u64) -> anyhow::Result<()> {
+        let id = |home: &PathBuf| anyhow::Ok(Identity::load(&home.join("identity"))?.agent_id);
+        let ids = self.homes.iter().map(id).collect::<anyhow::Result<Vec<_>>>()?;
+        let mut order: Vec<usize> = (0..ids.len()).collect();
+        order.sort_by(|a, b| ids[*a].as_str().cmp(ids[*b].as_str()));
+        let (near, far) = order.split_at(order.len().div_ceil(2));
+        for (hosts, region) in [(near, "near"), (far, "far")] {
+            for host in hosts {
+                let config = self.homes[*host].join("agent.toml");
+                let text = std::fs::read_to_string(&config)?;
+                let lines = text.lines().filter(|line| !line.starts_with("region ="));
+                let lines: Vec<&str> = lines.collect();
+                std::fs::write(&config, format!("region = \"{region}\"\n{}\n", lines.join("\n")))?;
+            }
+        }
+        // Host 0 of the lab is the source.
+        let far: Vec<usize> = far.iter().map(|host| host + 1).collect();
+        lab.divide(&far, rate)
+    }
+
+    /// Logs of the agents, in their order, then of the server.
+    pub fn logs(&self) -> Vec<PathBuf> {
+        let agents = self.homes.iter().map(|home| home.with_extension("log"));
+        agents.chain([self.site.path("server.log")]).collect()
+    }
+
+    /// Runs `skein ARGS` where the server is.
+    pub fn skein(&self, args: &[&str]) -> anyhow::Result<String> {
+        self.site.skein(args)
+    }
+
+    /// Piece size of the file that was pushed last.
+    pub fn piece_bytes(&self) -> Option<u32> {
+        let leaves = LeafFile::open(&newest_leaves(&self.site.path("server"))?).ok()?;
+        Some(leaves.tree().geometry().piece_bytes())
     }
 
     fn start_agent(&mut self, host: usize) -> anyhow::Result<()> {
@@ -79,10 +139,10 @@ impl Drop for Fleet {
     }
 }
 
-/// Whether `skein push` can be told how to travel.
-pub fn has_gears() -> anyhow::Result<bool> {
+/// What `skein push --help` says: what it can be asked for.
+pub fn push_help() -> anyhow::Result<String> {
     let help = Command::new(binary("skein")?).args(["push", "--help"]).output()?;
-    Ok(String::from_utf8_lossy(&help.stdout).contains("--gear"))
+    Ok(String::from_utf8_lossy(&help.stdout).into_owned())
 }
 
 /// One push.
@@ -91,13 +151,52 @@ pub struct SkeinCrew<'a> {
     job: &'a Job<'a>,
     gear: Option<&'a str>,
     push: Option<Child>,
+    submitted: SystemTime,
     source_killed: bool,
+    liar: Option<Liar<'a>>,
+    /// Sizes of the agents' logs before.
+    logged: Vec<u64>,
+    replan: Option<Replan>,
+    /// When a directory was complete, and whether that is known.
+    whole_at: Option<SystemTime>,
+}
+
+/// The watch for a plan that follows from the source's slowing down.
+struct Replan {
+    before: serde_json::Value,
+    since: Instant,
+    since_ms: i64,
+    looked: Instant,
+    after: Option<Duration>,
 }
 
 impl<'a> SkeinCrew<'a> {
-    /// The agents wait already.
-    pub fn prepare(fleet: &'a mut Fleet, job: &'a Job<'a>, gear: Option<&'a str>) -> Self {
-        Self { fleet, job, gear, push: None, source_killed: false }
+    /// The agents wait already; a liar takes one's place.
+    pub fn prepare(
+        fleet: &'a mut Fleet,
+        job: &'a Job<'a>,
+        gear: Option<&'a str>,
+    ) -> anyhow::Result<Self> {
+        let logged = fleet.logs().iter().map(|log| size_of(log)).collect();
+        let liar = match job.cell.fault {
+            Fault::Liar => {
+                let host = *job.cell.special().first().context("a liar needs a host")?;
+                Some(Liar::start(job, host, &fleet.homes[host], &fleet.site.path("server"))?)
+            }
+            _ => None,
+        };
+        Ok(Self {
+            fleet,
+            job,
+            gear,
+            push: None,
+            submitted: SystemTime::now(),
+            source_killed: false,
+            liar,
+            logged,
+            replan: None,
+            whole_at: None,
+        })
     }
 
     /// Submits the file: from here on the time counts.
@@ -110,14 +209,32 @@ impl<'a> SkeinCrew<'a> {
         if let Some(gear) = self.gear {
             push.extend(["--gear", gear]);
         }
-        let out = self.job.scratch().join("push.json");
-        self.push = Some(self.fleet.site.spawn_skein(&push, &out)?);
+        self.submitted = SystemTime::now();
+        self.push = Some(self.fleet.site.spawn_skein(&push, &self.said())?);
         Ok(())
     }
 
-    /// Waits for the command; what it says of the way that the file took.
-    pub fn end(mut self) -> anyhow::Result<String> {
+    fn said(&self) -> PathBuf {
+        self.job.scratch().join("push.json")
+    }
+
+    /// What the server says of the newest transfer.
+    fn transfer(&self) -> anyhow::Result<serde_json::Value> {
+        let list: serde_json::Value =
+            serde_json::from_str(&self.fleet.site.skein(&["transfer", "ls", "--json"])?)?;
+        let list = list.get("transfers").unwrap_or(&list);
+        list.get(0).cloned().context("no transfer")
+    }
+
+    /// Waits for the command; what it and the agents said.
+    pub fn end(&mut self) -> anyhow::Result<Told> {
         let mut push = self.push.take().context("nothing was pushed")?;
+        if self.liar.is_some() && push.try_wait()?.is_none() {
+            // Its own agent may never get the file.
+            let transfer = self.transfer()?;
+            let id = transfer["transfer_id"].as_str().context("a transfer without an id")?;
+            self.fleet.site.skein(&["transfer", "cancel", id])?;
+        }
         let deadline = Instant::now() + COMMAND_ENDS;
         while push.try_wait()?.is_none() {
             if Instant::now() >= deadline {
@@ -126,18 +243,50 @@ impl<'a> SkeinCrew<'a> {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
-        let text = std::fs::read_to_string(self.job.scratch().join("push.json"))?;
+        let text = std::fs::read_to_string(self.said())?;
         let said: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
-        let transfer = said.get("transfer").unwrap_or(&said);
-        Ok(transfer.get("gear").and_then(|gear| gear.as_str()).unwrap_or("").to_owned())
+        let mut told = told_of(&said, self.submitted);
+        told.expelled = self.expelled();
+        told.replanned_s =
+            self.replan.as_ref().and_then(|replan| Some(replan.after?.as_secs_f64()));
+        Ok(told)
     }
+
+    /// Whom agents expelled in this run, by their logs.
+    fn expelled(&self) -> BTreeMap<String, u64> {
+        let mut expelled = BTreeMap::new();
+        for (log, from) in self.fleet.logs().iter().zip(&self.logged) {
+            let text = std::fs::read(log).unwrap_or_default();
+            let new = text.get(usize::try_from(*from).unwrap_or(0)..).unwrap_or_default();
+            for member in expelled_in(&String::from_utf8_lossy(new)) {
+                *expelled.entry(member).or_default() += 1;
+            }
+        }
+        expelled
+    }
+}
+
+fn size_of(file: &Path) -> u64 {
+    std::fs::metadata(file).map_or(0, |meta| meta.len())
 }
 
 impl Crew for SkeinCrew<'_> {
     /// The rename under the final name is the last thing that happens to a file, and the first
     /// time that anybody sees it there.
     fn finished(&mut self, host: usize) -> Option<SystemTime> {
-        std::fs::metadata(self.job.target(host)).ok().as_ref().and_then(changed)
+        if self.job.cell.files.is_none() {
+            return std::fs::metadata(self.job.target(host)).ok().as_ref().and_then(changed);
+        }
+        // Of a directory it is the last of many: the agents' reports say when.
+        if self.whole_at.is_none() && self.push.as_mut()?.try_wait().ok()??.success() {
+            let said = std::fs::read(self.said()).ok()?;
+            let said: serde_json::Value = serde_json::from_slice(&said).ok()?;
+            let ended =
+                said["hosts"].as_array()?.iter().filter_map(|host| host["ended_ms"].as_u64());
+            let ended = Duration::from_millis(ended.max()?);
+            self.whole_at = SystemTime::UNIX_EPOCH.checked_add(ended);
+        }
+        self.whole_at
     }
 
     fn kill(&mut self, host: usize) {
@@ -165,6 +314,40 @@ impl Crew for SkeinCrew<'_> {
         let errors = std::fs::read_to_string(self.job.scratch().join("push.err"));
         let errors = errors.unwrap_or_default();
         Some(format!("skein push ended with {status}: {}", errors.lines().last().unwrap_or("")))
+    }
+
+    fn roots(&self) -> Vec<u32> {
+        let agents = self.fleet.agents.iter().flatten().map(Agent::root);
+        let push = self.push.iter().map(Child::id);
+        agents.chain([self.fleet.site.server_root()]).chain(push).collect()
+    }
+
+    fn source_slows(&mut self) -> anyhow::Result<()> {
+        let before = plan_of(&self.transfer()?);
+        let now = Instant::now();
+        let since_ms = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
+        let since_ms = i64::try_from(since_ms.as_millis())?;
+        self.replan = Some(Replan { before, since: now, since_ms, looked: now, after: None });
+        Ok(())
+    }
+
+    fn look(&mut self) -> anyhow::Result<()> {
+        let is_due =
+            |replan: &&Replan| replan.after.is_none() && replan.looked.elapsed() >= REPLAN_LOOK;
+        if self.replan.as_ref().filter(is_due).is_none() {
+            return Ok(());
+        }
+        let transfer = self.transfer()?;
+        if let Some(replan) = &mut self.replan {
+            replan.looked = Instant::now();
+            // The server says when, if it can; otherwise it counts when it is seen.
+            let said = transfer.get("replanned_ms").and_then(serde_json::Value::as_i64);
+            let said = said.and_then(|at| u64::try_from(at - replan.since_ms).ok());
+            let is_new = plan_of(&transfer) != replan.before;
+            let seen = || replan.since.elapsed();
+            replan.after = is_new.then(|| said.map_or_else(seen, Duration::from_millis));
+        }
+        Ok(())
     }
 }
 

@@ -6,6 +6,9 @@ use std::fmt;
 
 use super::cells::{Cell, Fault, SHORT_BYTES};
 use super::drive::Outcome;
+use super::notes;
+use super::simulated::Simulated;
+use crate::push_parts::Parts;
 use crate::report::{Report, Spread};
 
 /// All rounds of one contender in a cell.
@@ -21,8 +24,14 @@ pub struct Measured {
     pub skipped: usize,
     /// Last host by arithmetic, where it is not worth waiting for, in seconds.
     pub computed: Option<f64>,
+    /// Why it was not tried, if so.
+    pub not_tried: Option<String>,
     /// Ways that Skein said it took.
     pub gears: BTreeSet<String>,
+    /// Piece size of what Skein pushed last.
+    pub piece_bytes: Option<u32>,
+    /// What the simulator says of the gear that it took.
+    pub simulated: Option<Result<Simulated, String>>,
     /// Most memory of an agent since its start, in KiB.
     pub agent_peak_kib: u64,
 }
@@ -36,8 +45,8 @@ pub struct Results {
     pub goodput: Option<f64>,
     /// Least time for all but special hosts, in seconds.
     pub bound: Option<f64>,
-    /// Of short files: a bare write and flush of as many bytes, 99th percentile, in seconds.
-    pub flush_p99: Option<f64>,
+    /// Where cost counts: what TLS, hashes and writes cost alone.
+    pub parts: Option<Parts>,
     /// By contender.
     pub measured: Vec<Measured>,
 }
@@ -53,6 +62,23 @@ impl Outcome {
     /// Receivers that have the file.
     fn complete(&self) -> usize {
         self.finished.iter().flatten().count()
+    }
+
+    /// The last of all hosts, if all have the file.
+    pub fn last(&self) -> Option<f64> {
+        let times = self.finished.iter().copied().collect::<Option<Vec<f64>>>()?;
+        times.into_iter().max_by(f64::total_cmp)
+    }
+
+    /// What hosts that were killed received beyond the others, in files: the most of one.
+    pub fn fetched_again(&self, special: &[usize]) -> Option<f64> {
+        let of = |is_special: bool| {
+            let all = self.received_copies.iter().enumerate();
+            all.filter(move |(host, _)| special.contains(host) == is_special)
+                .map(|(_, copies)| *copies)
+        };
+        let usual = Spread::of_some(of(false).collect())?.median;
+        of(true).map(|copies| copies / usual - 1.0).max_by(f64::total_cmp)
     }
 
     /// Times of those to whom nothing special happened, sorted; none unless all of them have the
@@ -76,6 +102,33 @@ impl fmt::Display for Outcome {
 }
 
 impl Results {
+    /// Of these contenders.
+    pub fn of(cell: Cell, measured: Vec<Measured>) -> Self {
+        Self { cell, goodput: None, bound: None, parts: None, measured }
+    }
+
+    /// Runs in which every host got the file (a liar need not), with the others' times.
+    pub fn whole<'a>(&self, measured: &'a Measured) -> Vec<(&'a Outcome, Vec<f64>)> {
+        let special = self.cell.special();
+        let is_whole = |outcome: &&Outcome| {
+            self.cell.fault == Fault::Liar || outcome.complete() == outcome.finished.len()
+        };
+        let whole = measured.outcomes.iter().filter(is_whole);
+        whole.filter_map(|outcome| Some((outcome, outcome.others(&special)?))).collect()
+    }
+
+    /// Last host of each complete run, special ones aside, seconds.
+    pub fn last_of_each(&self, measured: &Measured) -> Vec<f64> {
+        self.whole(measured).iter().map(|(_, times)| last_of(times)).collect()
+    }
+
+    /// Last over median host, median of complete runs.
+    pub fn skew(&self, measured: &Measured) -> Option<f64> {
+        let whole = self.whole(measured);
+        let skew = whole.iter().map(|(_, times)| last_of(times) / middle_of(times));
+        Some(Spread::of_some(skew.collect())?.median)
+    }
+
     /// A line per contender for the one who waits.
     pub fn summary(&self) -> String {
         let rows = self.rows().into_iter().map(|row| format!("  {}\n", row.join(" | ")));
@@ -110,14 +163,8 @@ impl Results {
     }
 
     fn row(&self, measured: &Measured) -> Vec<String> {
-        let special = self.cell.special();
         let runs = measured.outcomes.len() + measured.failed.len();
-        let whole: Vec<(&Outcome, Vec<f64>)> = measured
-            .outcomes
-            .iter()
-            .filter(|outcome| outcome.complete() == outcome.finished.len())
-            .filter_map(|outcome| Some((outcome, outcome.others(&special)?)))
-            .collect();
+        let whole = self.whole(measured);
         let mut runs = format!("{} of {runs}", whole.len());
         let most = measured.outcomes.iter().map(Outcome::complete).max();
         if whole.is_empty()
@@ -142,7 +189,7 @@ impl Results {
                 }
                 None => {
                     row.extend(["-", "-", "-", "-", "-", ""].map(str::to_owned));
-                    row.push(runs);
+                    row.push(measured.not_tried.clone().unwrap_or(runs));
                     let all: Vec<&Outcome> = measured.outcomes.iter().collect();
                     row.push(if all.is_empty() { "-".into() } else { load(&all) });
                 }
@@ -150,8 +197,6 @@ impl Results {
             return row;
         }
         let spread = |pick: &dyn Fn(&[f64]) -> f64| Spread::of(whole.iter().map(|(_, t)| pick(t)));
-        let last_of = |times: &[f64]| times[times.len() - 1];
-        let middle_of = |times: &[f64]| Spread::of(times.iter().copied()).median;
         let (first, middle) = (spread(&|times| times[0]), spread(&middle_of));
         let last = spread(&last_of);
         row.push(format!(
@@ -182,70 +227,36 @@ impl Results {
             special.iter().filter_map(|host| outcome.finished[*host]).fold(0.0, f64::max)
         };
         let last = Spread::of(whole.iter().map(|(outcome, _)| last(outcome))).median;
-        let received = whole.iter().flat_map(|(outcome, _)| &outcome.special_copies).copied();
-        let received = Spread::of(received);
+        let received = |outcome: &Outcome| {
+            let copies = special.iter().filter_map(|host| outcome.received_copies.get(*host));
+            copies.copied().fold(0.0, f64::max)
+        };
+        let received = Spread::of(whole.iter().map(|(outcome, _)| received(outcome)));
         let slow = self.goodput.and_then(|goodput| self.cell.bound_of_slow(goodput));
         match slow {
             Some(bound) => format!("{} s, {:.2} of its bound", time(last), last / bound),
-            None => format!("{} s, received {:.2} F", time(last), received.max),
+            None if last > 0.0 => format!("{} s, received {:.2} F", time(last), received.max),
+            None => format!("-, received {:.2} F", received.max),
         }
     }
+}
 
-    /// What stands below the table.
-    fn notes(&self) -> Vec<String> {
-        let mut notes = Vec::new();
-        for measured in &self.measured {
-            let name = &measured.name;
-            if measured.skipped > 0 {
-                notes.push(format!("{name}: no time for {} rounds.", measured.skipped));
-            }
-            let gears: Vec<&str> = measured.gears.iter().map(String::as_str).collect();
-            if gears.iter().any(|gear| !gear.is_empty()) {
-                notes.push(format!("{name} travelled as {}.", gears.join(", ")));
-            }
-            if measured.agent_peak_kib > 0 {
-                let mib = measured.agent_peak_kib as f64 / 1024.0;
-                notes.push(format!("{name}: largest agent {mib:.1} MiB (supervisor and worker)."));
-            }
-            let mut stopped: Vec<&String> = measured.outcomes.iter().map(|out| &out.note).collect();
-            stopped.extend(&measured.failed);
-            stopped.retain(|note| !note.is_empty());
-            stopped.dedup();
-            notes.extend(stopped.into_iter().map(|note| format!("{name}: {note}.")));
-            if let (None, Some(rate)) = (self.cell.rate, self.delivered(measured)) {
-                notes.push(format!("{name}: {rate:.0} MB/s delivered in all."));
-            }
-        }
-        if let Some(seconds) = self.flush_p99 {
-            let ms = seconds * 1e3;
-            notes.push(format!("A bare write and flush takes {ms:.1} ms here (99th percentile)."));
-        }
-        if self.cell.overloads() {
-            notes.push(
-                "More bits than this machine's cores can carry: not a matter of links.".into(),
-            );
-        }
-        notes
-    }
+/// Of sorted times of at least one host.
+fn last_of(times: &[f64]) -> f64 {
+    times[times.len() - 1]
+}
 
-    /// Bytes of all hosts over the time of the last, MB/s.
-    fn delivered(&self, measured: &Measured) -> Option<f64> {
-        let whole = measured.outcomes.iter().filter_map(|outcome| {
-            let last = outcome.others(&[])?.pop()?;
-            Some((self.cell.bytes * self.cell.receivers as u64) as f64 / 1e6 / last)
-        });
-        let whole: Vec<f64> = whole.collect();
-        (!whole.is_empty()).then(|| Spread::of(whole).median)
-    }
+fn middle_of(times: &[f64]) -> f64 {
+    Spread::of(times.iter().copied()).median
 }
 
 /// Seconds with as many digits as the clocks are good for.
-fn time(seconds: f64) -> String {
+pub fn time(seconds: f64) -> String {
     if seconds < 1.0 { format!("{seconds:.3}") } else { format!("{seconds:.2}") }
 }
 
-/// All cells, one below the other.
-pub fn write(report: &mut Report, all: &[Results]) {
+/// What holds for all cells.
+pub fn preface(report: &mut Report) {
     report.note(
         "Each host is a network namespace on one bridge; HTB limits both directions (burst 64 KiB, \
          queue of 300 packets, MTU 1500, no added delay). The bound is that of Kumar and Ross with \
@@ -253,10 +264,15 @@ pub fn write(report: &mut Report, all: &[Results]) {
          the submission to the last host's complete file, hashing of the source inside; all files \
          were compared with their source by SHA-256. Skein: TLS 1.3, every block proved, durable \
          before its rename; the others: no TLS and no flush, BitTorrent with SHA-1, udpcast at 0.9 \
-         of the rate, `chain` without any check. What the source sent is from its interface, \
-         so it includes headers (once for each train of packets) and what was sent again. Special hosts stand apart from first, median \
-         and last.",
+         of the rate, `chain` without any check. What the source sent is from its interface, so it \
+         includes headers (once for each train of packets) and what was sent again. Special hosts \
+         stand apart from first, median and last. Rounds are interleaved: in each, all take their \
+         turn. Figures are medians of complete runs.",
     );
+}
+
+/// Cells, one below the other.
+pub fn write(report: &mut Report, all: &[Results]) {
     for results in all {
         let bound = results.bound.map_or(String::new(), |bound| {
             let goodput = results.goodput.unwrap_or(0.0) * 8.0 / 1e6;
@@ -267,9 +283,9 @@ pub fn write(report: &mut Report, all: &[Results]) {
             Fault::Loss => " The bound is that of links without loss.",
             _ => "",
         };
-        report.note(&format!("## {}\n\n{}.{bound}{fault}", results.cell.name, results.cell));
+        report.note(&format!("### {}\n\n{}.{bound}{fault}", results.cell.name, results.cell));
         report.table(&Results::head(), &results.rows());
-        let notes = results.notes();
+        let notes = notes::of(results);
         if !notes.is_empty() {
             report.note(&notes.iter().map(|note| format!("- {note}\n")).collect::<String>());
         }
@@ -279,29 +295,14 @@ pub fn write(report: &mut Report, all: &[Results]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mesh::cells::choose;
-
     fn outcome(finished: &[Option<f64>]) -> Outcome {
-        Outcome {
-            finished: finished.to_vec(),
-            source_copies: 1.05,
-            special_copies: Vec::new(),
-            cores_busy: 0.5,
-            load: 1.0,
-            note: String::new(),
-        }
+        Outcome { finished: finished.to_vec(), source_copies: 1.05, ..Outcome::default() }
     }
 
     fn results(outcomes: Vec<Outcome>) -> Results {
         let measured = Measured { outcomes, ..Measured::new("chain") };
-        let cell = choose("4x100x4M").unwrap().remove(0);
-        Results {
-            cell,
-            goodput: Some(4e6),
-            bound: Some(2.0),
-            flush_p99: None,
-            measured: vec![measured],
-        }
+        let results = Results::of(Cell::named("4x100x4M").unwrap(), vec![measured]);
+        Results { goodput: Some(4e6), bound: Some(2.0), ..results }
     }
 
     #[test]
@@ -315,6 +316,16 @@ mod tests {
         assert_eq!(row[2], "2.40 to 5.00");
         assert_eq!(row[3], "1.85");
         assert_eq!(row[7], "2 of 3");
+    }
+
+    #[test]
+    fn a_liar_need_not_have_the_file() {
+        let mut results = results(vec![outcome(&[Some(2.0), None, Some(3.0), Some(2.5)])]);
+        assert!(results.last_of_each(&results.measured[0]).is_empty());
+        results.cell = Cell::named("4x100x4M+liar").unwrap();
+        assert_eq!(results.cell.special(), [1]);
+        assert_eq!(results.last_of_each(&results.measured[0]), [3.0]);
+        assert_eq!(results.skew(&results.measured[0]), Some(1.2));
     }
 
     #[test]

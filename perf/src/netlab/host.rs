@@ -99,8 +99,13 @@ impl Host {
 
     /// What its link has carried so far.
     pub fn carried(&self) -> anyhow::Result<Carried> {
+        self.carried_by("eth0")?.context("no eth0")
+    }
+
+    /// The same of another device, if there is one of this name.
+    pub fn carried_by(&self, device: &str) -> anyhow::Result<Option<Carried>> {
         let text = self.within(|| std::fs::read_to_string("/proc/thread-self/net/dev"))??;
-        carried(&text).context("no eth0")
+        Ok(carried(&text, device))
     }
 
     fn thread<T: Send>(&self, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
@@ -112,9 +117,10 @@ impl Host {
     }
 }
 
-/// Received and sent bytes of eth0 in the text of /proc/net/dev.
-fn carried(text: &str) -> Option<Carried> {
-    let line = text.lines().find_map(|line| line.trim_start().strip_prefix("eth0:"))?;
+/// Received and sent bytes of a device in the text of /proc/net/dev.
+fn carried(text: &str, device: &str) -> Option<Carried> {
+    let of_device = |line| str::strip_prefix(line, device)?.strip_prefix(':');
+    let line = text.lines().find_map(|line| of_device(line.trim_start()))?;
     let mut fields = line.split_ascii_whitespace().map(str::parse);
     Some(Carried { received: fields.next()?.ok()?, sent: fields.nth(7)?.ok()? })
 }
@@ -156,8 +162,9 @@ mod tests {
         let text = "Inter-|   Receive  |  Transmit\n face |bytes packets errs drop fifo frame \
                     compressed multicast|bytes packets\n    lo:  9 9 9 9 9 9 9 9 9 9\n  \
                     eth0: 100 2 0 0 0 0 0 0 700 5 0 0 0 0 0 0\n";
-        assert_eq!(carried(text), Some(Carried { received: 100, sent: 700 }));
-        assert_eq!(carried("    lo: 9 9 9 9 9 9 9 9 9 9\n"), None);
-        assert_eq!(carried("  eth0: 100 2\n"), None);
+        assert_eq!(carried(text, "eth0"), Some(Carried { received: 100, sent: 700 }));
+        assert_eq!(carried("    lo: 9 9 9 9 9 9 9 9 9 9\n", "eth0"), None);
+        assert_eq!(carried("  eth0: 100 2\n", "eth0"), None);
+        assert_eq!(carried("  border1: 1 2 3 4 5 6 7 8 9\n", "border"), None, "another's name");
     }
 }

@@ -7,6 +7,9 @@
 //!   HTB up      HTB down └── br0 ──┘ HTB down     HTB up
 //! ```
 //!
+//! A lab can be divided: far hosts then are on a bridge of their own, and one pair of shaped devices
+//! between the bridges is the border.
+//!
 //! The bridge has a namespace of its own, so nothing is made in the machine's own network, and
 //! removing the namespaces removes everything. What is removed is only ever what a lab of this
 //! process, or of one that is gone, has made.
@@ -23,8 +26,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, ensure};
 
-pub use host::Host;
-pub use remove::{Cleanup, cleanup};
+pub use host::{Carried, Host};
+pub use remove::{Cleanup, cleanup, end_with_signals};
 
 /// Of every namespace that is made here.
 const PREFIX: &str = "skein-lab-";
@@ -57,7 +60,7 @@ impl NetLab {
         let names: Vec<String> = (0..count).map(|host| name(&host.to_string())).collect();
         let hub = name("hub");
         // From here on an error removes what was made.
-        let all = remove::Names(names.iter().cloned().chain([hub.clone()]).collect());
+        let all = remove::Names::new(names.iter().cloned().chain([hub.clone()]).collect());
         let add = all.0.iter().map(|name| format!("netns add {name}"));
         batch("ip", None, add)?;
         let mut wires = vec!["link set lo up".to_owned(), "link add br0 type bridge".to_owned()];
@@ -116,6 +119,57 @@ impl NetLab {
         batch("tc", Some(self.hosts[host].namespace()), [class("eth0", rate)])
     }
 
+    /// Puts these hosts behind a border of `rate` bit/s in each direction, all others before it.
+    pub fn divide(&self, far: &[usize], rate: u64) -> anyhow::Result<()> {
+        let hub = self.hub.namespace();
+        if self.hub.carried_by("border")?.is_none() {
+            let lines = [
+                "link add br1 type bridge",
+                "link set br1 up",
+                "link add border type veth peer name border1",
+                "link set border master br0 up",
+                "link set border1 master br1 up",
+            ];
+            batch("ip", Some(hub), lines.map(str::to_owned))?;
+        }
+        let bridge = |host: &usize| if far.contains(host) { "br1" } else { "br0" };
+        let moved = (0..self.hosts.len()).map(|host| {
+            let bridge = bridge(&host);
+            format!("link set h{host} master {bridge}")
+        });
+        batch("ip", Some(hub), moved)?;
+        batch("tc", Some(hub), ["border", "border1"].into_iter().flat_map(|end| qdisc(end, rate)))
+    }
+
+    /// What the border has carried so far: received is what came out of the far region, sent what
+    /// went into it. None before [`NetLab::divide`].
+    pub fn crossed(&self) -> anyhow::Result<Option<Carried>> {
+        self.hub.carried_by("border")
+    }
+
+    /// Has every connection with ports `ports` of a host end at its port `port` instead, and none
+    /// leave it for such a port.
+    pub fn capture(&self, host: usize, ports: &str, port: u16) -> anyhow::Result<()> {
+        let rules = format!(
+            "table ip captured {{}}\nflush table ip captured\ntable ip captured {{\n chain in {{\n  \
+             type nat hook prerouting priority -100;\n  tcp dport {ports} redirect to :{port}\n \
+             }}\n chain out {{\n  type filter hook output priority 0;\n  \
+             tcp dport {ports} reject with tcp reset\n }}\n}}\n"
+        );
+        self.rules(host, &rules)
+    }
+
+    /// Undoes [`NetLab::capture`].
+    pub fn release(&self, host: usize) -> anyhow::Result<()> {
+        self.rules(host, "table ip captured {}\ndelete table ip captured\n")
+    }
+
+    fn rules(&self, host: usize, rules: &str) -> anyhow::Result<()> {
+        let mut nft = Command::new("nft");
+        nft.args(["-f", "-"]);
+        self.hosts[host].within(|| feed(&mut nft, rules))?
+    }
+
     /// Has a host lose `permille` of the packets that it receives. Packets then leave all hosts
     /// one by one: otherwise a loss would be that of a whole train of them.
     pub fn set_loss(&self, host: usize, permille: u32) -> anyhow::Result<()> {
@@ -124,9 +178,7 @@ impl NetLab {
              type filter hook input priority 0;\n  \
              iifname \"eth0\" numgen random mod 1000 < {permille} drop\n }}\n}}\n"
         );
-        let mut nft = Command::new("nft");
-        nft.args(["-f", "-"]);
-        self.hosts[host].within(|| feed(&mut nft, &rules))??;
+        self.rules(host, &rules)?;
         for host in &self.hosts {
             batch("ip", Some(host.namespace()), ["link set dev eth0 gso_max_segs 1".to_owned()])?;
         }

@@ -8,20 +8,66 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::signal::unix::{SignalKind, signal};
+
 use super::PREFIX;
+
+/// Exit status of a measurement that was told to end.
+const EXIT_TOLD: i32 = 130;
 
 /// Where `ip` keeps named namespaces.
 const NAMED: &str = "/run/netns";
 
+/// Namespaces of this process's labs.
+static ACTIVE: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+fn active() -> MutexGuard<'static, Vec<String>> {
+    ACTIVE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Namespaces of one lab, removed with this value.
 pub(super) struct Names(pub(super) Vec<String>);
+
+impl Names {
+    /// Counts as this process's from now on, before any is made.
+    pub(super) fn new(names: Vec<String>) -> Self {
+        active().extend(names.iter().cloned());
+        Self(names)
+    }
+}
 
 impl Drop for Names {
     fn drop(&mut self) {
         remove(&self.0);
+        active().retain(|name| !self.0.contains(name));
     }
+}
+
+/// Has SIGINT and SIGTERM end this process's labs with everything in them, then `last`, then this
+/// process: without that, agents and servers would go on.
+pub fn end_with_signals(last: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let (mut terminate, mut interrupt) = {
+        let _inside = runtime.enter();
+        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?)
+    };
+    std::thread::Builder::new().name("signals".into()).spawn(move || {
+        runtime.block_on(async {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        });
+        eprintln!("told to end: labs are removed");
+        let names = active().clone();
+        remove(&names);
+        last();
+        std::process::exit(EXIT_TOLD)
+    })?;
+    Ok(())
 }
 
 /// What an interrupted measurement has left.

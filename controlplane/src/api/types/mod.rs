@@ -22,7 +22,8 @@
 //! | PUT `/uploads?name&mode&mtime_ms` with the file as body | [`UploadQuery`] | [`Upload`] |
 //! | GET `/uploads`; DELETE `/uploads/{id}` | – | [`UploadList`], [`Empty`] |
 //! | POST, GET `/transfers` | [`TransferRequest`] | [`Transfer`], [`TransferList`] |
-//! | GET `/transfers/{id}?state&after&limit` | [`HostsQuery`] | [`TransferDetail`] |
+//! | POST `/transfers/forecast` | [`ForecastRequest`] | [`TransferForecast`] |
+//! | GET `/transfers/{id}?state&after&limit&wait_ms` | [`HostsQuery`] | [`TransferDetail`] |
 //! | POST `/transfers/{id}/cancel` | – | [`Transfer`] |
 //! | POST, GET `/tasks` | [`TaskRequest`] | [`Task`], [`TaskList`] |
 //! | GET `/tasks/{id}?state&after&limit` | [`HostsQuery`] | [`TaskDetail`] |
@@ -85,4 +86,6 @@ pub struct HostsQuery {
     pub after: Option<String>,
     /// At most this many (default 1,000, limit 10,000).
     pub limit: Option<usize>,
+    /// Of a transfer: answer when it has ended, or after this time (limit 10,000).
+    pub wait_ms: Option<u64>,
 }

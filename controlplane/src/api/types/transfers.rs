@@ -29,7 +29,7 @@ pub struct TransferRequest {
     /// Per host; absent or 0: no limit.
     #[serde(default)]
     pub rate_limit_bytes_per_s: Option<u64>,
-    /// How the file travels: `auto` (the default), `direct`, `planned` or `mesh`.
+    /// How the file travels: `auto` (the default), `inline`, `direct`, `planned` or `mesh`.
     #[serde(default)]
     pub gear: Option<String>,
     /// A host that cannot be reached within this time ends as `undeliverable` (default 30,000).
@@ -56,6 +56,71 @@ pub enum TransferSource {
         /// Absolute path there.
         path: String,
     },
+    /// A small file inside the request, so that nothing has to be uploaded before.
+    Content {
+        /// Its name.
+        name: String,
+        /// Its permission bits.
+        mode: u32,
+        /// When it was changed; absent: now.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        mtime_ms: Option<i64>,
+        /// Its bytes in hexadecimal digits, at most 32 KiB; empty in answers.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        content_hex: String,
+    },
+}
+
+/// Asks how a file would travel; nothing is begun.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ForecastRequest {
+    /// Which agents would receive it (selector).
+    pub targets: String,
+    /// Size of the file.
+    pub size_bytes: u64,
+    /// Per host; absent or 0: no limit.
+    #[serde(default)]
+    pub rate_limit_bytes_per_s: Option<u64>,
+    /// As in [`TransferRequest::gear`].
+    #[serde(default)]
+    pub gear: Option<String>,
+}
+
+/// How a file would travel, from what is known now.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TransferForecast {
+    /// The gear that would be taken.
+    pub gear: String,
+    /// Why, in one sentence.
+    pub why: String,
+    /// When the last host should be done, ms after the file is in the cache.
+    pub predicted_ms: f64,
+    /// What no way of travelling can beat, ms.
+    pub bound_ms: f64,
+    /// Size of the file.
+    pub size_bytes: u64,
+    /// Number of hosts.
+    pub hosts_total: u64,
+    /// Every gear.
+    pub gears: Vec<GearForecast>,
+}
+
+/// What one gear would take.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct GearForecast {
+    /// Which.
+    pub gear: String,
+    /// When its last host should be done, ms.
+    pub predicted_ms: f64,
+    /// Of that, what is not moving bytes.
+    pub start_ms: f64,
+    /// At which most hosts would receive.
+    pub bytes_per_s: u64,
+    /// What most of the time is due to, in words.
+    pub limit: String,
+    /// False where no host could take pieces from another.
+    pub possible: bool,
 }
 
 /// Where a transfer stands as a whole.
@@ -120,7 +185,7 @@ pub struct Transfer {
     pub directory: String,
     /// Name on the targets.
     pub file_name: String,
-    /// How the file travels: `direct`, `planned` or `mesh`.
+    /// How the file travels: `inline`, `direct`, `planned` or `mesh`.
     pub gear: String,
     /// Why, in one sentence; empty before it is decided.
     #[serde(default)]
@@ -131,6 +196,19 @@ pub struct Transfer {
     /// What no way of travelling can beat, ms; 0: not known.
     #[serde(default)]
     pub bound_ms: u64,
+    /// How often it was planned again while it ran, because it had left the prediction.
+    #[serde(default)]
+    pub replans: u64,
+    /// When it was last planned again; absent: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replanned_ms: Option<i64>,
+    /// The bound over the time that it took, 0 to 1; absent while it runs and where no host got the
+    /// file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub achieved_share: Option<f64>,
+    /// That share and what cost the rest, in one sentence; empty while it runs.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub judgement: String,
     /// Size of the file; 0 before it is known.
     pub size_bytes: u64,
     /// SHA-256 merkle root, hex; empty before it is known.

@@ -7,6 +7,7 @@ use skein_wire::fleet::v1::{FetchFile, FetchResult};
 use skein_wire::ids::{TransferId, hex_encode};
 use skein_wire::signal::v1::{FileOffer, OfferFile, command_body};
 
+use super::super::pace::Course;
 use super::super::{Entry, TransferError};
 use super::{Group, Worker, begin};
 use crate::api::types::{TransferPhase, TransferSource, Upload};
@@ -114,12 +115,14 @@ impl Worker {
         let upload = cache.keep(id, &manifest).await?;
         cache.pin(&id);
         record.run(upload, clock::now_ms());
+        let mut decision = None;
         if let Some(entry) = self.transfers.lock().get(&id) {
-            let agents: Vec<_> = entry.hosts.iter().map(|host| &host.agent).collect();
-            record.choose_gear(&self.transfers.registry, &agents);
+            let agents: Vec<_> = entry.hosts.iter().map(|host| (&host.agent, 0)).collect();
+            decision = self.transfers.choose(&mut record, &agents);
         }
         self.store_record(&id, &record).await?;
-        if let Some(entry) = self.transfers.lock().get(&id) {
+        if let Some(entry) = self.transfers.lock().get_mut(&id) {
+            entry.course = decision.map(|one| Course::new(one, 0, clock::now_ms()));
             begin(&id, entry, group);
         }
         Ok(())

@@ -96,7 +96,7 @@ struct Entry {
     state: State,
     up: f64,
     down: f64,
-    /// What it last said to receive, bytes per second.
+    /// What it says to receive, averaged over some reports, bytes per second.
     measured: Option<u64>,
     /// Comparisons in a row in which that was low.
     low: u8,
@@ -108,6 +108,8 @@ struct Entry {
     is_dedicated: bool,
     /// When it last got a new parent.
     moved_ms: Option<u64>,
+    /// When it last said anything.
+    heard_ms: u64,
     /// Parents that were late, the last few.
     refused: Vec<u32>,
     /// Who called it late since when.
@@ -227,10 +229,13 @@ impl Coordinator {
         if self.entries[at as usize].state != State::Active {
             return;
         }
-        if down_bytes_s.is_some() {
-            self.entries[at as usize].measured = down_bytes_s;
+        if let Some(rate) = down_bytes_s {
+            // Over some reports: one alone says more of how connections share a link just then.
+            let entry = &mut self.entries[at as usize];
+            entry.measured = Some(entry.measured.map_or(rate, |before| (3 * before + rate) / 4));
             self.reported.insert(at);
         }
+        self.entries[at as usize].heard_ms = now_ms;
         self.holdings.gain(at, gained);
         if self.holdings.is_complete(at) {
             self.completed(at);
@@ -244,6 +249,7 @@ impl Coordinator {
         if let (Some(at), Some(parent)) = positions
             && self.entries[at as usize].state == State::Active
         {
+            self.entries[at as usize].heard_ms = now_ms;
             self.complain(at, parent);
         }
     }
@@ -302,13 +308,14 @@ impl Coordinator {
         if !changed.is_empty() {
             self.number += 1;
         }
+        let with_sources = self.gear != Gear::Planned;
         for at in changed {
             let member = |at: u32| self.layout.member(at);
             let parents = (0..self.trees.stripes()).map(|stripe| self.trees.parent(at, stripe));
             let plan = HostPlan {
                 number: self.number,
                 parents: parents.map(|parent| parent.map(member)).collect(),
-                neighbours: self.neighbours.of(at).into_iter().map(member).collect(),
+                neighbours: self.neighbours.of(at, with_sources).into_iter().map(member).collect(),
             };
             outputs.push(Output::Plan { member: member(at), plan });
         }
@@ -351,6 +358,7 @@ impl Entry {
             barred_until_ms: 0,
             is_dedicated: false,
             moved_ms: None,
+            heard_ms: 0,
             refused: vec![],
             late: (0, vec![]),
         }

@@ -4,7 +4,9 @@
 //! whatever happens and crosses each border once or twice. On it lie links by chance: some within
 //! the rack, some in other racks and zones of the region, one or two in other regions, so that
 //! pieces need few hops and a rack that loses its links to the ring is still reached. Sources
-//! have their two neighbours on the ring and no others, because what they send is scarce.
+//! have their two neighbours on the ring and no others, because what they send is scarce; while
+//! trees bring the pieces, they are nobody's neighbours: what is late is late because links are
+//! full, and a source that is asked for it too only sends less of what nobody has yet.
 
 use super::layout::{Layout, Random, Scope};
 use super::positions::Positions;
@@ -58,11 +60,13 @@ impl Neighbours {
         before.into_iter().chain(after)
     }
 
-    /// All neighbours of `at`, in order.
-    pub(super) fn of(&self, at: u32) -> Vec<u32> {
+    /// All neighbours of `at`, in order; sources among them if `with_sources`.
+    pub(super) fn of(&self, at: u32, with_sources: bool) -> Vec<u32> {
         let ring = self.ring.contains(at).then(|| self.beside(at));
         let links = self.links[at as usize].iter().copied();
-        let mut all: Vec<u32> = ring.into_iter().flatten().chain(links).collect();
+        let all = ring.into_iter().flatten().chain(links);
+        let mut all: Vec<u32> =
+            all.filter(|other| with_sources || !self.sources.contains(other)).collect();
         all.sort_unstable();
         all.dedup();
         all

@@ -84,7 +84,7 @@ impl Coordinator {
     fn check_neighbours(&self) {
         let living = self.living();
         let graph: BTreeMap<_, _> =
-            living.iter().map(|at| (*at, self.neighbours.of(*at))).collect();
+            living.iter().map(|at| (*at, self.neighbours.of(*at, true))).collect();
         for (at, others) in &graph {
             assert!(others.len() <= NEIGHBOURS_MAX && !others.contains(at));
             assert!(others.iter().all(|other| graph[other].contains(at)), "{at} and {others:?}");
@@ -260,7 +260,7 @@ proptest! {
                     .map(|stripe| coordinator.trees.parent(at, stripe).map(name)).collect();
                 prop_assert_eq!(&told.parents, &parents);
                 let neighbours: Vec<_> =
-                    coordinator.neighbours.of(at).into_iter().map(name).collect();
+                    coordinator.neighbours.of(at, false).into_iter().map(name).collect();
                 prop_assert_eq!(&told.neighbours, &neighbours);
             }
             let active = coordinator.living().into_iter()

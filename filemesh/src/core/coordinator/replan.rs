@@ -15,6 +15,9 @@ use std::cmp::Reverse;
 /// Candidates that are looked at in each scope.
 const LOOKS: usize = 24;
 
+/// A member that said anything within so many windows of lateness is there.
+const HEARD_WINDOWS: u64 = 2;
+
 /// Members that are made neighbours of one that stands in for the source, at most.
 const HELPERS: usize = 8;
 
@@ -25,6 +28,7 @@ impl Coordinator {
         let entry = &mut self.entries[at as usize];
         entry.state = if is_complete { State::Complete } else { State::Active };
         (entry.low, entry.measured, entry.is_dedicated) = (0, None, false);
+        entry.heard_ms = self.now_ms;
         entry.refused.clear();
         entry.late.1.clear();
         if self.built.is_none() {
@@ -146,7 +150,8 @@ impl Coordinator {
         {
             self.trees.unlink(leaf, stripe);
             self.set_parent(child, stripe, above);
-            let place = self.find_parent(leaf, stripe).unwrap_or(parent);
+            let place = self.find_parent(leaf, stripe);
+            let place = place.filter(|place| !self.is_full_source(*place)).unwrap_or(child);
             self.set_parent(leaf, stripe, place);
             return;
         }
@@ -273,7 +278,13 @@ impl Coordinator {
     pub(super) fn move_from(&mut self, at: u32, parent: u32) {
         let of_parent = |(stripe, child): &(u16, u32)| (*child == at).then_some(*stripe);
         let stripes: Vec<u16> = self.trees.children(parent).iter().filter_map(of_parent).collect();
-        if stripes.is_empty() {
+        // Old news, or a parent that itself was just given another: it needs time, not blame.
+        let window = self.settings.late_window_ms;
+        let recent = |moved: u64| self.now_ms.saturating_sub(moved) < window;
+        let is_starved = self.entries[parent as usize].moved_ms.is_some_and(recent)
+            && self.entries[parent as usize].state == State::Active;
+        let is_new_here = self.entries[at as usize].moved_ms.is_some_and(recent);
+        if stripes.is_empty() || is_starved || is_new_here {
             return;
         }
         let refused = &mut self.entries[at as usize].refused;
@@ -281,6 +292,16 @@ impl Coordinator {
             refused.remove(0);
         }
         refused.push(parent);
+        let accused = &self.entries[parent as usize];
+        let silent_ms = self.now_ms.saturating_sub(accused.heard_ms);
+        if accused.is_source || silent_ms < HEARD_WINDOWS * window {
+            // It is there, so a link is full or loses packets, which passes, or it waits itself;
+            // the mesh helps meanwhile. A new parent without room would only fill another link.
+            for stripe in stripes {
+                self.move_to_room(at, stripe, parent);
+            }
+            return;
+        }
         for stripe in stripes {
             self.move_one(at, stripe, parent);
         }
@@ -292,18 +313,66 @@ impl Coordinator {
         if !accused.late.1.contains(&at) {
             accused.late.1.push(at);
         }
-        if accused.late.1.len() >= self.settings.late_reporters && !accused.is_source {
+        if accused.late.1.len() >= self.settings.late_reporters {
             accused.late.1.clear();
             accused.barred_until_ms = now_ms.saturating_add(self.settings.barred_ms);
             self.demote(parent);
         }
     }
 
-    /// Another parent for one stripe; if there is none, the old one stays.
+    /// Another parent for one stripe; if there is none, the old one stays. In a chain nobody has
+    /// room but the last: there `at` takes the place of `parent`. Of trees, a source without room
+    /// takes `at` only in the place of `parent`, which goes under `at`; else its children do. When
+    /// all are late because links are full, one after the other would end up at the source, and
+    /// each would make it slower.
     fn move_one(&mut self, at: u32, stripe: u16, parent: u32) {
-        if let Some(other) = self.find_parent(at, stripe).filter(|other| *other != parent) {
+        let other = self.find_parent(at, stripe).filter(|other| *other != parent);
+        let Some(other) = other else { return };
+        let is_below = self.trees.parent(at, stripe) == Some(parent);
+        let is_chain = is_below && self.trees.stripes() == 1 && !self.trees.has_room(other);
+        let above = self.trees.parent(parent, stripe);
+        if let Some(above) = above.filter(|_| is_chain) {
+            self.swap(at, stripe, parent, above);
+        } else if self.is_full_source(other) {
+            if above == Some(other) {
+                self.swap(at, stripe, parent, other);
+            } else if let Some(first) = self.first_below(other, at, stripe, parent) {
+                self.set_parent(at, stripe, first);
+            }
+        } else {
             self.settle(at, stripe, other);
         }
+    }
+
+    /// Puts `at` in the place of `parent`, below `above`, and `parent` where there is room.
+    fn swap(&mut self, at: u32, stripe: u16, parent: u32, above: u32) {
+        self.trees.unlink(parent, stripe);
+        self.set_parent(at, stripe, above);
+        let place = self.find_parent(parent, stripe);
+        let place = place.filter(|place| self.trees.has_room(*place)).unwrap_or(at);
+        // Its new place is no excuse for being late elsewhere.
+        self.trees.link(parent, stripe, place);
+        self.changed.insert(parent);
+    }
+
+    /// Another parent for one stripe, if there is one that has room.
+    fn move_to_room(&mut self, at: u32, stripe: u16, parent: u32) {
+        let other = self.find_parent(at, stripe);
+        if let Some(other) = other.filter(|other| *other != parent && self.trees.has_room(*other)) {
+            self.set_parent(at, stripe, other);
+        }
+    }
+
+    fn is_full_source(&self, at: u32) -> bool {
+        self.entries[at as usize].is_source && !self.trees.has_room(at)
+    }
+
+    /// A child of `source` that may be the parent of `at` instead of `parent`.
+    fn first_below(&self, source: u32, at: u32, stripe: u16, parent: u32) -> Option<u32> {
+        let children = self.trees.children(source).iter();
+        let of_stripe = children.filter(|(other, child)| *other == stripe && *child != parent);
+        let fits = of_stripe.filter(|(_, child)| self.depth_for(*child, at, stripe).is_some());
+        fits.map(|(_, child)| *child).min_by_key(|child| self.trees.children(*child).len())
     }
 
     /// Makes `at` a leaf in every stripe.

@@ -63,12 +63,12 @@ pub struct Settings {
     pub straggler_parents: usize,
     /// How long pieces that no living member holds are waited for before the transfer fails.
     pub missing_ms: u64,
-    /// Between two plans of the whole because trees grew deep.
+    /// Between two plans of the whole because trees grew deep or were mended; for the latter once
+    /// more for each 1,000 members.
     pub rebuild_ms: u64,
-    /// When this share of all links was mended, there is a plan of the whole.
+    /// When this share of all links of trees was mended, there is a plan of the whole. Links that
+    /// changed because members that are there were late do not count.
     pub worn_share: f64,
-    /// Between two plans of the whole for that reason, and once more for each 1,000 members.
-    pub mend_ms: u64,
 }
 
 impl Default for Settings {
@@ -82,7 +82,7 @@ impl Default for Settings {
             slow_share: 0.5,
             recovered_share: 0.7,
             slow_reports: 2,
-            measure_ms: 250,
+            measure_ms: 500,
             late_reporters: 3,
             late_window_ms: 1_000,
             barred_ms: 3_000,
@@ -91,7 +91,6 @@ impl Default for Settings {
             missing_ms: 10_000,
             rebuild_ms: 2_000,
             worn_share: 0.01,
-            mend_ms: 500,
         }
     }
 }

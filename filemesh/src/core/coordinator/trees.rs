@@ -83,8 +83,8 @@ impl Trees {
         self.open.range(start..range.end).chain(self.open.range(range.start..start))
     }
 
-    #[cfg(test)]
-    pub(super) fn is_open(&self, at: u32) -> bool {
+    /// Whether `at` may take another child.
+    pub(super) fn has_room(&self, at: u32) -> bool {
         self.open.contains(at)
     }
 
@@ -165,7 +165,7 @@ mod tests {
         let mut trees = Trees::new(4, 2);
         trees.set_budget(1, 2);
         trees.link(2, 0, 1);
-        assert!(trees.is_open(1));
+        assert!(trees.has_room(1));
         trees.link(2, 1, 1);
         assert_eq!(trees.open(0..4, 3).collect::<Vec<_>>(), []);
         trees.link(2, 1, 3);

@@ -41,17 +41,18 @@ impl Coordinator {
     }
 
     /// Whether so much was mended that a plan of the whole pays, and may be made. Where many are
-    /// complete they serve, and mending finds them.
+    /// complete they serve, and mending finds them; a chain that was mended is a chain as before.
     pub(super) fn is_worn(&self) -> bool {
         let Some((at_ms, hosts)) = self.built else { return false };
         let links = hosts * usize::from(self.trees.stripes());
         let complete = self.entries.iter().filter(|entry| entry.state == State::Complete).count();
         self.gear == Gear::Planned
+            && self.trees.stripes() > 1
             && self.mended > 0
             && self.mended as f64 >= self.settings.worn_share * links as f64
             && complete * 10 <= hosts + 10
             && self.now_ms.saturating_sub(at_ms)
-                >= self.settings.mend_ms * (1 + hosts as u64 / 1_000)
+                >= self.settings.rebuild_ms * (1 + hosts as u64 / 1_000)
     }
 
     pub(super) fn build(&mut self) {
@@ -229,10 +230,12 @@ impl Coordinator {
         if reported.len() < 4 {
             return;
         }
-        // Who says nothing while others do received nothing.
+        // Who says nothing while others do received nothing. Reports come twice in this time.
+        let silent_ms = self.settings.measure_ms;
         let is_mute = |at: &u32| {
-            let is_active = self.entries[*at as usize].state == State::Active;
-            is_active && heard.binary_search(at).is_err()
+            let entry = &self.entries[*at as usize];
+            let is_silent = self.now_ms.saturating_sub(entry.heard_ms) >= silent_ms;
+            entry.state == State::Active && is_silent && heard.binary_search(at).is_err()
         };
         reported.extend((0..self.layout.len()).filter(is_mute).map(|at| (at, 0)));
         for (at, rate) in reported {

@@ -3,6 +3,13 @@
 use super::{Gear, Limit, PlannerInput, Prediction};
 use std::fmt;
 
+impl Prediction {
+    /// What most of the time is due to, in words: "the source's 8 Mbit/s is the limit".
+    pub fn reason(&self) -> String {
+        Reason(self.limit).to_string()
+    }
+}
+
 /// One sentence: what, to whom, how long, and why not otherwise.
 pub(super) fn sentence(
     input: &PlannerInput<'_>,

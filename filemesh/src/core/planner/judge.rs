@@ -1,5 +1,6 @@
 //! What a transfer that has ended reached, and what the rest was lost to.
 
+use super::Gear;
 use super::explain::Time;
 
 /// Times that were measured beside the moving of bytes, milliseconds.
@@ -13,6 +14,8 @@ pub struct Causes {
     pub slow_hosts_ms: f64,
     /// Waiting for parents that were late or gone.
     pub repair_ms: f64,
+    /// Flush and rename of the finished file.
+    pub commit_ms: f64,
 }
 
 /// How near to the bound a transfer came.
@@ -20,16 +23,17 @@ pub struct Causes {
 pub struct Judgement {
     /// Bound over time, 0 to 1; the bound may have been taken from rates that were too low.
     pub share: f64,
-    /// What was lost to each cause, the largest first; what no cause explains is called relaying.
+    /// What was lost to each cause, the largest first; what no cause explains is called relaying
+    /// where hosts relay, and else sending.
     pub lost: Vec<(&'static str, f64)>,
     /// The judgement for people.
     pub sentence: String,
 }
 
-/// Judges a transfer that took `time_ms` from the order to the last host and could have taken
+/// Judges a transfer by `gear` that took `time_ms` from the order to the last host and could have taken
 /// `bound_ms`. Causes that together exceed what was lost are cut to it, in the order in which they
 /// occur.
-pub fn judge(bound_ms: f64, time_ms: f64, causes: &Causes) -> Judgement {
+pub fn judge(gear: Gear, bound_ms: f64, time_ms: f64, causes: &Causes) -> Judgement {
     let share = if time_ms > 0.0 { (bound_ms / time_ms).min(1.0) } else { 1.0 };
     let mut left = (time_ms - bound_ms).max(0.0);
     let mut lost = vec![];
@@ -38,12 +42,17 @@ pub fn judge(bound_ms: f64, time_ms: f64, causes: &Causes) -> Judgement {
         ("start", causes.start_ms),
         ("repair", causes.repair_ms),
         ("slow hosts", causes.slow_hosts_ms),
+        ("flush and rename", causes.commit_ms),
     ] {
         let ms = ms.clamp(0.0, left);
         left -= ms;
         lost.push((name, ms));
     }
-    lost.push(("relaying", left));
+    let rest = match gear {
+        Gear::Inline | Gear::Direct => "sending",
+        Gear::Planned | Gear::Mesh => "relaying",
+    };
+    lost.push((rest, left));
     lost.retain(|(_, ms)| *ms >= 0.5);
     lost.sort_by(|(_, one), (_, other)| other.total_cmp(one));
     let parts: Vec<_> = lost.iter().map(|(name, ms)| format!("{name} {}", Time(*ms))).collect();
@@ -61,8 +70,8 @@ mod tests {
     #[test]
     fn what_was_lost_adds_up() {
         let causes =
-            Causes { start_ms: 300.0, hashing_ms: 20.0, slow_hosts_ms: 900.0, repair_ms: 0.0 };
-        let judged = judge(17_500.0, 19_000.0, &causes);
+            Causes { start_ms: 300.0, hashing_ms: 20.0, slow_hosts_ms: 900.0, ..Causes::default() };
+        let judged = judge(Gear::Planned, 17_500.0, 19_000.0, &causes);
         let text = "92 % of the bound (17.5 s of 19 s); \
                     lost to: slow hosts 900 ms, start 300 ms, relaying 280 ms, hashing 20 ms";
         assert_eq!(judged.sentence, text);
@@ -73,9 +82,12 @@ mod tests {
     #[test]
     fn causes_never_exceed_what_was_lost() {
         let causes = Causes { start_ms: 900.0, hashing_ms: 50.0, ..Causes::default() };
-        assert_eq!(judge(100.0, 200.0, &causes).lost, [("hashing", 50.0), ("start", 50.0)]);
-        let best = judge(100.0, 90.0, &causes);
+        let judged = judge(Gear::Direct, 100.0, 200.0, &causes);
+        assert_eq!(judged.lost, [("hashing", 50.0), ("start", 50.0)]);
+        let best = judge(Gear::Direct, 100.0, 90.0, &causes);
         assert_eq!((best.share, best.lost.len()), (1.0, 0));
-        assert_eq!(judge(0.0, 0.0, &causes).share, 1.0);
+        assert_eq!(judge(Gear::Mesh, 0.0, 0.0, &causes).share, 1.0);
+        let rest = judge(Gear::Inline, 1.0, 9.0, &Causes { commit_ms: 5.0, ..Causes::default() });
+        assert_eq!(rest.lost, [("flush and rename", 5.0), ("sending", 3.0)]);
     }
 }

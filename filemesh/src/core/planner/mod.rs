@@ -116,10 +116,14 @@ pub struct PlannerSettings {
     pub default_rtt_ms: f64,
     /// Hashing at the source, bytes per second.
     pub hash_bytes_s: u64,
-    /// From the order to the first byte asked for: signal, connection, handshakes.
+    /// From the order to the host's first connection: stored, signed, sent, kept, opened.
     pub start_ms: f64,
+    /// Round trips until the first byte is asked for: TCP, TLS, HELLO, handshake.
+    pub session_rtts: f64,
     /// What the source spends on each host that it serves itself.
     pub host_ms: f64,
+    /// From an inline order to its file's first byte: stored, signed, sent, kept.
+    pub inline_ms: f64,
     /// What the source spends on each inline order, beside its bytes.
     pub inline_host_ms: f64,
     /// Flush and rename of the finished file.
@@ -149,8 +153,10 @@ impl Default for PlannerSettings {
             default_bytes_s: 125_000_000,
             default_rtt_ms: 0.5,
             hash_bytes_s: 1_500_000_000,
-            start_ms: 10.0,
+            start_ms: 8.0,
+            session_rtts: 4.0,
             host_ms: 0.2,
+            inline_ms: 3.0,
             inline_host_ms: 0.05,
             commit_ms: 5.0,
             planned_ms: 40.0,

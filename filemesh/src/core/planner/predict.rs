@@ -147,9 +147,16 @@ impl<'a> Load<'a> {
         Prediction { gear, time_ms: start_ms + time, start_ms, rate, limit }
     }
 
+    /// From the order to the first byte asked for.
+    fn session_ms(&self) -> f64 {
+        let settings = self.settings;
+        self.hash_ms + settings.start_ms + settings.session_rtts * self.rtt_ms
+    }
+
     fn inline(&self) -> Prediction {
         let size = self.input.geometry.size_bytes() as f64;
-        let start = self.rtt_ms / 2.0 + self.hosts * self.settings.inline_host_ms;
+        let settings = self.settings;
+        let start = settings.inline_ms + self.rtt_ms / 2.0 + self.hosts * settings.inline_host_ms;
         let time = size * self.hosts / self.sources_up;
         let rate = self.sources_up / self.hosts.max(1.0);
         self.prediction(Gear::Inline, start, rate, (time, Limit::Sources(self.sources_up)))
@@ -157,7 +164,7 @@ impl<'a> Load<'a> {
 
     pub(super) fn direct(&self) -> Prediction {
         let settings = self.settings;
-        let start = self.hash_ms + settings.start_ms + self.hosts * settings.host_ms;
+        let start = self.session_ms() + self.hosts * settings.host_ms;
         let moving = longest([
             (self.wanted / self.sources_up, Limit::Sources(self.sources_up)),
             (self.worst.0, Limit::HostDown(self.worst.1)),
@@ -199,7 +206,7 @@ impl<'a> Load<'a> {
             self.borders(1.0),
         ]);
         let moving = (moving.0 / settings.planned_share + shape.tail_ms / 1e3, moving.1);
-        let start = self.hash_ms + settings.start_ms + settings.planned_ms;
+        let start = self.session_ms() + settings.planned_ms;
         self.prediction(Gear::Planned, start, shape.rate, moving)
     }
 
@@ -216,7 +223,7 @@ impl<'a> Load<'a> {
         let piece = self.input.geometry.size_bytes().min(self.input.geometry.piece_bytes().into());
         let spread = (self.hosts + 1.0).log2() * piece as f64 / rate.max(1.0);
         let moving = (moving.0 / settings.mesh_share + spread, moving.1);
-        let start = self.hash_ms + settings.start_ms + settings.mesh_ms;
+        let start = self.session_ms() + settings.mesh_ms;
         self.prediction(Gear::Mesh, start, rate, moving)
     }
 }

@@ -4,19 +4,32 @@ use super::super::download::PeerKey;
 use super::super::geometry::BLOCK_BYTES;
 use super::super::geometry::Geometry;
 use super::super::leecher::{SILENCE_MS, STALL_MS};
-use super::super::link::Have;
+use super::super::link::{Have, KEEP_ALIVE_MS};
 use super::super::peer_wire::BlockRange;
 use super::peer::Peer;
 use super::pick::Doubled;
 use super::{Action, CloseReason, Swarm};
 
-/// A peer that owes an answer is late after this time, or after [`PATIENCE_PIECES`] piece times,
-/// whichever is longer.
+/// A peer that owes an answer is late when none came for its usual pause and then for this time, or
+/// [`PATIENCE_PIECES`] piece times, whichever is longer.
 pub const PATIENCE_MS_MIN: u64 = 200;
 
 /// Piece times without progress that make a peer late: a piece time is what one piece takes at
 /// the rate at which this member receives.
 pub const PATIENCE_PIECES: u64 = 4;
+
+/// A peer that is heard and does not hold what it owes waits itself, and whoever it waits for is to
+/// be found late first: its own children give it so many times the patience.
+const PATIENCES_OF_WAITING: u64 = 3;
+
+/// A member that has nothing to send to one that waits says so by a keep-alive, this often: it is
+/// heard.
+pub const WAITING_MS: u64 = 100;
+
+/// How far a stripe may be behind the most advanced one before its pieces are overdue. Connections
+/// that share a link take turns at being slow for about this long; whoever asks others meanwhile
+/// receives the same bytes twice and fills the links of those that are asked.
+pub const BEHIND_MS: u64 = 1_500;
 
 /// Patience before a rate was measured.
 const PATIENCE_MS_START: u64 = 1_000;
@@ -98,10 +111,10 @@ impl Meter {
         }
     }
 
-    /// The same in pieces.
-    pub fn patience_pieces(&self, geometry: &Geometry) -> u32 {
+    /// Pieces that a stripe may be behind before they are overdue.
+    pub fn behind_pieces(&self, geometry: &Geometry) -> u32 {
         let piece_us = self.piece_us(geometry).unwrap_or(u64::MAX);
-        let pieces = (PATIENCE_MS_MIN * 1000 / piece_us).max(PATIENCE_PIECES);
+        let pieces = (BEHIND_MS * 1000 / piece_us).max(PATIENCE_PIECES);
         u32::try_from(pieces).unwrap_or(u32::MAX)
     }
 }
@@ -155,7 +168,8 @@ impl Swarm {
         let mut silent = vec![];
         for (key, peer) in &mut self.peers {
             if !peer.uploads.is_mid_request() {
-                peer.link.tick(now_ms);
+                let waits = peer.uploads.is_empty() && peer.uploads.held() > 0;
+                peer.link.keep_alive(if waits { WAITING_MS } else { KEEP_ALIVE_MS }, now_ms);
             }
             if peer.link.out_len() > 0 {
                 self.ready.insert(*key);
@@ -184,8 +198,14 @@ impl Swarm {
             if late_ms >= LOST_PATIENCES * patience_ms {
                 lost.push(peer.member);
             }
+            let usual_ms = peer.pause_ms + patience_ms;
+            let is_late = |peer: &Peer| {
+                let is_heard = now_ms.saturating_sub(peer.heard_ms) < PATIENCE_MS_MIN;
+                let waits = is_heard && !peer.holds_what_it_owes();
+                waited_ms >= if waits { PATIENCES_OF_WAITING * usual_ms } else { usual_ms }
+            };
             match peer.late_since_ms {
-                None if peer.owes() && waited_ms >= patience_ms => {
+                None if waited_ms >= usual_ms && peer.owes() && is_late(peer) => {
                     peer.late_since_ms = Some(now_ms);
                     late.push((*key, peer.member));
                 }
@@ -229,7 +249,7 @@ impl Swarm {
     /// `key` made progress, or can be asked again.
     pub(super) fn progressed(&mut self, key: PeerKey, now_ms: u64) {
         let Some(peer) = self.peers.get_mut(&key) else { return };
-        (peer.progress_ms, peer.rejects) = (now_ms, 0);
+        peer.progressed(now_ms);
         if peer.late_since_ms.take().is_some() {
             self.schedule.set_late(peer.member, false);
         }
@@ -268,15 +288,16 @@ impl Swarm {
     }
 
     /// Takes overdue pieces back from parents that are too slow for them, but for what they will
-    /// send within the patience.
+    /// send soon: much of that is on its way and would come nevertheless.
     fn relieve(&mut self, now_ms: u64) {
         let patience_ms = self.meter.patience_ms(&self.content.geometry);
+        let soon_ms = if self.schedule.is_at_end() { patience_ms } else { BEHIND_MS };
         let mut overdue = vec![];
         for (key, peer) in &self.peers {
-            if peer.late_since_ms.is_some() || peer.remaining_ms(now_ms) <= patience_ms {
+            if peer.late_since_ms.is_some() || peer.remaining_ms(now_ms) <= soon_ms {
                 continue;
             }
-            let mut keeps = peer.window.bytes_per_s() * patience_ms / 1000;
+            let mut keeps = peer.window.bytes_per_s() * soon_ms / 1000;
             let ranges = peer.cancellable(|range| self.schedule.is_overdue(range.piece));
             for range in ranges {
                 if keeps >= u64::from(range.len) {

@@ -56,7 +56,7 @@ use std::sync::Arc;
 pub use super::seeder::Pull;
 pub use actions::{Action, CloseReason, Report};
 pub use contacts::{RETRY_MS, RETRY_MS_MAX, YIELD_MS};
-pub use late::{PATIENCE_MS_MIN, PATIENCE_PIECES};
+pub use late::{BEHIND_MS, PATIENCE_MS_MIN, PATIENCE_PIECES, WAITING_MS};
 pub use links::Dial;
 
 /// What a swarm is told at its start.

@@ -13,6 +13,13 @@ pub const PAUSE_MS: u64 = 50;
 /// Longest such pause.
 pub const PAUSE_MS_MAX: u64 = 5_000;
 
+/// What may be usual between two answers at most: links that lose packets pause for their
+/// retransmission, and a full queue before the link is some 200 ms long.
+pub const USUAL_MS_MAX: u64 = 1_000;
+
+/// What is taken for usual before it is known; after a hundred answers little is left of it.
+const USUAL_MS_START: u64 = 500;
+
 #[derive(Debug)]
 pub(super) struct Peer {
     pub member: Member,
@@ -33,6 +40,8 @@ pub(super) struct Peer {
     pub awaiting: Option<HashRange>,
     /// When it last answered, or began to owe.
     pub progress_ms: u64,
+    /// The longest recent pause between two answers, slow to fall: what is usual on this link.
+    pub pause_ms: u64,
     pub heard_ms: u64,
     pub late_since_ms: Option<u64>,
     pub paused_until_ms: u64,
@@ -74,6 +83,7 @@ impl Peer {
             hash_asked: Vec::new(),
             awaiting: None,
             progress_ms: now_ms,
+            pause_ms: USUAL_MS_START,
             heard_ms: now_ms,
             late_since_ms: None,
             paused_until_ms: 0,
@@ -88,6 +98,21 @@ impl Peer {
     /// Whether it may be asked for anything now.
     pub fn can_ask(&self, now_ms: u64) -> bool {
         self.link.can_request() && self.late_since_ms.is_none() && now_ms >= self.paused_until_ms
+    }
+
+    /// It answered.
+    pub fn progressed(&mut self, now_ms: u64) {
+        let pause_ms = now_ms.saturating_sub(self.progress_ms);
+        let faded_ms = self.pause_ms - self.pause_ms.div_ceil(64);
+        self.pause_ms = pause_ms.min(USUAL_MS_MAX).max(faded_ms);
+        self.progress_ms = now_ms;
+        self.rejects = 0;
+    }
+
+    /// Whether it holds any piece that it owes blocks of. One that does not waits itself.
+    pub fn holds_what_it_owes(&self) -> bool {
+        !self.hash_asked.is_empty()
+            || self.link.owned().any(|range| self.link.have().has(range.piece))
     }
 
     pub fn owes(&self) -> bool {

@@ -189,9 +189,9 @@ impl Swarm {
         let is_piece = self.content.complete_piece(piece);
         if is_piece {
             self.gained.push(piece);
-            let patience = self.meter.patience_pieces(&self.content.geometry);
+            let behind = self.meter.behind_pieces(&self.content.geometry);
             if let Some(download) = &self.content.download {
-                self.schedule.gained(piece, download.verified(), patience);
+                self.schedule.gained(piece, download.verified(), behind);
             }
             self.kick |= self.schedule.any_open();
         }

@@ -1,7 +1,7 @@
 //! The plan as it is followed: the next piece of each stripe, and which stripes are behind.
 //!
 //! A piece is *open* when it may be asked of any neighbour that has it: there is no parent for it,
-//! its parent is late, or its stripe fell behind the most advanced one by more than the patience.
+//! its parent is late, or its stripe fell behind the most advanced one by too much.
 //! A slow parent so keeps the front of its stripe while the mesh takes what is overdue behind it.
 
 use super::super::geometry::Geometry;
@@ -71,16 +71,18 @@ impl Schedule {
         }
     }
 
-    /// `piece` became complete; stripes may be `patience` pieces behind the first.
-    pub fn gained(&mut self, piece: u32, verified: &PieceMap, patience_pieces: u32) {
+    /// `piece` became complete; stripes may be `behind` pieces behind the first. Near the end, when
+    /// one has nothing left to bring, whatever the others lack is overdue.
+    pub fn gained(&mut self, piece: u32, verified: &PieceMap, behind: u32) {
         let Some(stripe) = self.stripe_of(piece) else { return };
         if self.stripes[stripe].frontier != piece {
             return;
         }
         self.move_frontier(stripe, verified);
         let lead = self.stripes.iter().map(|stripe| stripe.frontier).max().unwrap_or(0);
-        let slack = patience_pieces.saturating_add(self.stripes.len() as u32);
-        self.open_below = lead.min(self.pieces).saturating_sub(slack);
+        let slack = behind.saturating_add(self.stripes.len() as u32);
+        let is_end = lead >= self.pieces;
+        self.open_below = if is_end { self.pieces } else { lead.saturating_sub(slack) };
         self.refresh();
     }
 
@@ -106,6 +108,11 @@ impl Schedule {
         self.plan.parents[stripe].is_none()
             || self.stripes[stripe].is_late
             || self.is_overdue(piece)
+    }
+
+    /// Whether some stripe has nothing left to bring.
+    pub fn is_at_end(&self) -> bool {
+        self.open_below >= self.pieces
     }
 
     /// Whether any stripe is behind the others by more than the patience.

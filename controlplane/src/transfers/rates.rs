@@ -1,0 +1,233 @@
+//! What earlier transfers showed of how fast hosts and the server are.
+//!
+//! A transfer shows how fast a host was, not how fast it could be: only who was the limit shows its
+//! own rate. So a rate is entered as an estimate for whoever was slower than the others, and
+//! otherwise only raises one that is known. What is not shown again is forgotten after
+//! [`KEEP_MS`], so that a repaired link is tried again.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use skein_filemesh::core::place::Rates;
+use skein_wire::ids::AgentId;
+
+use crate::registry::AGENTS_MAX;
+
+/// A rate that was not shown again is forgotten after this time.
+pub const KEEP_MS: i64 = 3_600_000;
+/// Less than this says more of the start than of the link.
+const BYTES_MIN: u64 = 4 << 20;
+const TIME_MIN_MS: i64 = 500;
+/// A host that is slower than this share of the median was its own limit.
+const SLOW_SHARE: f64 = 0.5;
+/// Hosts that are at least this near to the fastest had the same limit.
+const ALIKE_SHARE: f64 = 0.5;
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Known {
+    bytes_s: u64,
+    at_ms: i64,
+}
+
+impl Known {
+    fn now(self, now_ms: i64) -> Option<u64> {
+        (self.bytes_s > 0 && now_ms - self.at_ms < KEEP_MS).then_some(self.bytes_s)
+    }
+
+    /// It was the limit: this is its rate.
+    fn set(&mut self, bytes_s: u64, now_ms: i64) {
+        *self = Self { bytes_s, at_ms: now_ms };
+    }
+
+    /// As [`Known::raise`], and better than nothing where nothing is known.
+    fn fill(&mut self, bytes_s: u64, now_ms: i64) {
+        match self.now(now_ms) {
+            None => self.set(bytes_s, now_ms),
+            Some(_) => self.raise(bytes_s, now_ms),
+        }
+    }
+
+    /// It can do this at least. An estimate that was too low is corrected; where there is none,
+    /// none is made.
+    fn raise(&mut self, bytes_s: u64, now_ms: i64) {
+        if self.now(now_ms).is_some_and(|known| bytes_s >= known) {
+            self.set(bytes_s, now_ms);
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Book {
+    server_up: Known,
+    /// Down and up.
+    hosts: HashMap<AgentId, [Known; 2]>,
+}
+
+/// The rates; bounded by the number of agents.
+#[derive(Debug, Default)]
+pub struct RateBook {
+    book: Mutex<Book>,
+    /// What the server sends, where an operator says so; 0: not said.
+    server_up_bytes_s: u64,
+}
+
+/// What one host received in a transfer.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    /// Which host.
+    pub agent: AgentId,
+    /// Over the network.
+    pub bytes: u64,
+    /// From its start to its end, or until now.
+    pub time_ms: i64,
+}
+
+impl Sample {
+    fn rate(&self) -> u64 {
+        self.bytes.saturating_mul(1_000) / self.time_ms.max(1) as u64
+    }
+}
+
+impl RateBook {
+    /// Nothing is known yet but what the operator says of the server (0: nothing).
+    pub fn new(server_up_bytes_s: u64) -> Self {
+        Self { book: Mutex::default(), server_up_bytes_s }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is known of a host.
+    pub fn of(&self, agent: &AgentId, now_ms: i64) -> Rates {
+        let known = self.lock().hosts.get(agent).copied().unwrap_or_default();
+        let [down, up] = known.map(|known| known.now(now_ms));
+        // Links are mostly symmetric; where they are not, the next transfer shows it.
+        Rates { up_bytes_s: up.or(down), down_bytes_s: down }
+    }
+
+    /// What is known of the server, as a source.
+    pub fn of_server(&self, now_ms: i64) -> Rates {
+        let said = (self.server_up_bytes_s > 0).then_some(self.server_up_bytes_s);
+        let shown = self.lock().server_up.now(now_ms);
+        let up_bytes_s = match (said, shown) {
+            (Some(said), Some(shown)) => Some(said.min(shown)),
+            (said, shown) => said.or(shown),
+        };
+        Rates { up_bytes_s, down_bytes_s: None }
+    }
+
+    /// Takes what the hosts of a transfer that has ended received. `from_server`: all of it came from
+    /// the server, so that it was the limit where the hosts were alike. `is_limited`: a rate limit
+    /// was, and nothing is learned.
+    pub fn learn(&self, samples: &[Sample], from_server: bool, is_limited: bool, now_ms: i64) {
+        let counts = |one: &&Sample| one.bytes >= BYTES_MIN && one.time_ms >= TIME_MIN_MS;
+        let samples: Vec<Sample> = samples.iter().filter(counts).cloned().collect();
+        self.take(&samples, from_server, is_limited, false, now_ms);
+    }
+
+    /// The same for a transfer that goes otherwise than predicted at this moment: where hosts are
+    /// alike, it is the server's rate that was thought wrong, for it is in every piece's way.
+    pub fn learn_now(&self, samples: &[Sample], from_server: bool, is_limited: bool, now_ms: i64) {
+        self.take(samples, from_server, is_limited, true, now_ms);
+    }
+
+    fn take(
+        &self,
+        samples: &[Sample],
+        from_server: bool,
+        is_limited: bool,
+        is_now: bool,
+        now_ms: i64,
+    ) {
+        let mut rates: Vec<u64> = samples.iter().map(Sample::rate).collect();
+        if rates.is_empty() || is_limited {
+            return;
+        }
+        rates.sort_unstable();
+        let (median, slowest, fastest) = (rates[rates.len() / 2], rates[0], rates[rates.len() - 1]);
+        let mut book = self.lock();
+        let alike = rates.len() > 1 && slowest as f64 >= ALIKE_SHARE * fastest as f64;
+        let sum = rates.iter().sum();
+        match (from_server, alike) {
+            (true, true) => book.server_up.set(sum, now_ms),
+            (true, false) => book.server_up.raise(sum, now_ms),
+            (false, true) if is_now => book.server_up.set(median, now_ms),
+            // Where hosts relay, each sends about what it receives, and the source too.
+            (false, _) => book.server_up.fill(median, now_ms),
+        }
+        let alone = rates.len() == 1 && from_server;
+        for (sample, rate) in samples.iter().map(|sample| (sample, sample.rate())) {
+            if book.hosts.len() >= AGENTS_MAX && !book.hosts.contains_key(&sample.agent) {
+                book.hosts.retain(|_, known| known.iter().any(|one| one.now(now_ms).is_some()));
+                if book.hosts.len() >= AGENTS_MAX {
+                    return;
+                }
+            }
+            let [down, up] = book.hosts.entry(sample.agent.clone()).or_default();
+            let is_slow = (rate as f64) < SLOW_SHARE * median as f64;
+            match (alone || is_slow, from_server) {
+                (true, _) => down.set(rate, now_ms),
+                (false, true) => down.raise(rate, now_ms),
+                (false, false) => {
+                    down.fill(rate, now_ms);
+                    up.fill(rate, now_ms);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn agent(name: &str) -> AgentId {
+        AgentId::parse(name).unwrap()
+    }
+
+    fn sample(name: &str, mbytes_s: u64) -> Sample {
+        Sample { agent: agent(name), bytes: mbytes_s << 23, time_ms: 8_000 }
+    }
+
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn hosts_that_are_alike_show_what_the_server_sends() {
+        let book = RateBook::default();
+        book.learn(&[sample("a", 3), sample("b", 3), sample("c", 4)], true, false, 0);
+        assert_eq!(book.of_server(0).up_bytes_s, Some(10 * MIB));
+        assert_eq!(book.of(&agent("a"), 0), Rates::default(), "it may be able to do more");
+        assert_eq!(book.of_server(KEEP_MS).up_bytes_s, None, "forgotten");
+    }
+
+    #[test]
+    fn who_is_slower_than_the_others_shows_its_own_rate() {
+        let book = RateBook::default();
+        book.learn(&[sample("a", 20), sample("b", 20), sample("c", 2)], true, false, 0);
+        assert_eq!(book.of_server(0).up_bytes_s, None, "it had another limit");
+        assert_eq!(book.of(&agent("c"), 0).down_bytes_s, Some(2 * MIB));
+        book.learn(&[sample("a", 20), sample("b", 20), sample("c", 18)], false, false, 9);
+        assert_eq!(book.of(&agent("c"), 9).down_bytes_s, Some(18 * MIB), "it is faster by now");
+        assert_eq!(book.of(&agent("b"), 9), Rates::both(20 * MIB), "among hosts: at least this");
+        assert_eq!(book.of_server(9).up_bytes_s, Some(20 * MIB));
+    }
+
+    #[test]
+    fn limits_short_files_and_what_the_operator_says() {
+        let book = RateBook::new(5 * MIB);
+        book.learn(&[sample("a", 1), sample("b", 1)], true, true, 0);
+        assert_eq!(book.of_server(0).up_bytes_s, Some(5 * MIB));
+        let short = Sample { agent: agent("a"), bytes: 1_000, time_ms: 1_000 };
+        book.learn(&[short], true, false, 0);
+        assert_eq!(book.of(&agent("a"), 0), Rates::default());
+        book.learn(&[sample("a", 1), sample("b", 1)], true, false, 0);
+        assert_eq!(book.of_server(0).up_bytes_s, Some(2 * MIB), "what it does counts");
+        let moment = Sample { bytes: MIB, time_ms: 1_000, ..sample("a", 0) };
+        book.learn_now(&[moment.clone(), Sample { agent: agent("b"), ..moment }], false, false, 0);
+        assert_eq!(book.of_server(0).up_bytes_s, Some(MIB), "alike, slower, and relaying");
+        book.learn(&[sample("a", 9)], true, false, 1);
+        let both = book.of(&agent("a"), 1);
+        assert_eq!((both.down_bytes_s, both.up_bytes_s), (Some(9 * MIB), Some(MIB)));
+    }
+}
