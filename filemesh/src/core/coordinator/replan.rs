@@ -121,7 +121,9 @@ impl Coordinator {
 
     fn set_parent(&mut self, child: u32, stripe: u16, parent: u32) {
         self.trees.link(child, stripe, parent);
-        self.entries[child as usize].moved_ms = Some(self.now_ms);
+        let entry = &mut self.entries[child as usize];
+        // What it received from whoever was its parent says nothing about this one.
+        (entry.moved_ms, entry.measured, entry.low) = (Some(self.now_ms), None, 0);
         self.changed.insert(child);
         if let Some(chain) = self.trees.chain(child, stripe, |_| false) {
             self.deepest = self.deepest.max(chain.depth);

@@ -166,6 +166,30 @@ fn a_host_found_to_be_slow_becomes_a_leaf_and_recovers() {
 }
 
 #[test]
+fn a_slow_host_in_a_chain_goes_to_its_end() {
+    let mut coordinator = started_with(spec(16, 20, 32), Settings::default());
+    let (mut chain, mut next) = (vec![], coordinator.children(0));
+    while let Some(member) = next.first().copied() {
+        chain.push(member);
+        next = coordinator.children(member);
+    }
+    let slow = chain[2];
+    for now_ms in [600, 1_200] {
+        assert_eq!(coordinator.status().slow, 0);
+        for (nth, member) in chain.iter().enumerate() {
+            // Who stands behind it is as slow as it is.
+            let (rate, pieces) = if nth < 2 { (20 * MBIT, 32) } else { (5 * MBIT, 4) };
+            coordinator.progress(*member, std::slice::from_ref(&(0..pieces)), Some(rate), now_ms);
+        }
+        coordinator.tick(now_ms);
+    }
+    assert_eq!(coordinator.status().slow, 1);
+    assert_eq!(coordinator.children(chain[1]), [chain[3]]);
+    assert_eq!(coordinator.parents(slow), [chain.last().copied()]);
+    assert_eq!(coordinator.children(slow), []);
+}
+
+#[test]
 fn a_host_that_is_starved_is_not_slow() {
     let mut coordinator = started(spec(16, 20, 32));
     let starved = coordinator.inner();

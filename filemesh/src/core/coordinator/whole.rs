@@ -239,12 +239,13 @@ impl Coordinator {
         };
         reported.extend((0..self.layout.len()).filter(is_mute).map(|at| (at, 0)));
         for (at, rate) in reported {
-            let share = rate as f64 / (median as f64).max(1.0);
+            let usual = self.usual_rate(at, median);
+            let share = rate as f64 / usual.max(1) as f64;
             let entry = &mut self.entries[at as usize];
             entry.low =
                 if share < self.settings.slow_share { entry.low.saturating_add(1) } else { 0 };
             if entry.low >= self.settings.slow_reports && !entry.is_slow {
-                if self.is_fed(at) {
+                if self.is_fed(at) && self.is_behind(at, usual) {
                     self.demote(at);
                 }
             } else if entry.is_slow
@@ -257,6 +258,26 @@ impl Coordinator {
                 self.trees.set_budget(at, children);
             }
         }
+    }
+
+    /// What `at` might receive. In a chain all behind a slow member are as slow as it is, and only
+    /// who stands before it shows that it is slow.
+    fn usual_rate(&self, at: u32, median: u64) -> u64 {
+        let measured = self.before(at).and_then(|parent| self.entries[parent as usize].measured);
+        measured.map_or(median, |of_parent| of_parent.max(median))
+    }
+
+    /// In a chain: whether `at` is behind who stands before it, by what `rate` brings between two
+    /// comparisons. A moment without packets is no proof that it is slow.
+    fn is_behind(&self, at: u32, rate: u64) -> bool {
+        let bytes = |at| self.holdings.bytes(at);
+        let least = rate.saturating_mul(self.settings.measure_ms) / 1000;
+        self.before(at).is_none_or(|parent| bytes(parent) >= bytes(at).saturating_add(least))
+    }
+
+    /// Who stands before `at` in a chain.
+    fn before(&self, at: u32) -> Option<u32> {
+        if self.trees.stripes() == 1 { self.trees.parent(at, 0) } else { None }
     }
 }
 
