@@ -12,7 +12,8 @@ use skein_sim::queue::SECOND;
 fn sixteen_hosts_have_the_file_near_the_bound() {
     let run = simulate(&fleet(16, "20Mbit"), 8 * MIB, 65_536, 1, &[], 1);
     assert!(run.is_whole());
-    assert!(run.last() < 1.3 && run.source_copies < 1.2, "{} {}", run.last(), run.source_copies);
+    // In a chain, each of whose 16 hops costs 70 ms of these 3.5 s; longer files come nearer.
+    assert!(run.last() < 1.4 && run.source_copies < 1.1, "{} {}", run.last(), run.source_copies);
 }
 
 #[test]
@@ -76,5 +77,6 @@ fn a_scaled_file_takes_about_as_long() {
         run.last()
     };
     let (real, scaled) = (of(1), of(16));
-    assert!((scaled / real - 1.0).abs() < 0.15, "{real} {scaled}");
+    // Blocks are coarser, and each of a chain's 16 hops waits for one.
+    assert!((0.95..1.3).contains(&(scaled / real)), "{real} {scaled}");
 }

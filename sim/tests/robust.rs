@@ -29,7 +29,8 @@ fn a_host_at_a_hundredth_of_the_rate_does_not_hold_up_the_others() {
     let run = of(16, 16, &["slow host=h3 to=1% at=0s"], 1);
     let others = run.last_of(|name| name != "h3");
     assert_eq!(run.having(HostEnd::Unfinished), ["h3"], "it needs ten minutes and more");
-    assert!(others < 1.4, "{others}");
+    // It stands in the chain until its first pieces are missed.
+    assert!(others < 1.5, "{others}");
 }
 
 #[test]
@@ -91,7 +92,7 @@ fn one_packet_in_a_hundred_may_be_lost() {
     let fleet = "[[host]]\nname='s'\nrate='20Mbit'\nloss='1%'\n\
                  [[host]]\nname='h{}'\ncount=16\nrate='20Mbit'\nloss='1%'\n";
     let run = simulate(fleet, 8 * MIB, 65_536, 1, &[], 1);
-    assert!(run.is_whole() && run.last() < 1.25, "{}", run.last());
+    assert!(run.is_whole() && run.last() < 1.4, "{}", run.last());
 }
 
 #[test]

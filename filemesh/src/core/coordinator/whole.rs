@@ -1,6 +1,7 @@
 //! The plan of the whole: the first one, and a new one when too much has changed.
 
 use super::build::{Ground, build};
+use super::layout::Scope;
 use super::trees::{NONE, Trees};
 use super::{Coordinator, State};
 use crate::core::planner::{Gear, Shape, ShapeInput};
@@ -227,7 +228,8 @@ impl Coordinator {
         };
         let mut reported: Vec<(u32, u64)> = heard.iter().filter_map(rate).collect();
         let Some(median) = median(reported.iter().map(|(_, rate)| *rate).collect()) else { return };
-        if reported.len() < 4 {
+        // In a chain one that has received something is enough to compare the next with.
+        if reported.len() < 4 && self.trees.stripes() != 1 {
             return;
         }
         // Who says nothing while others do received nothing. Reports come twice in this time.
@@ -263,21 +265,28 @@ impl Coordinator {
     /// What `at` might receive. In a chain all behind a slow member are as slow as it is, and only
     /// who stands before it shows that it is slow.
     fn usual_rate(&self, at: u32, median: u64) -> u64 {
-        let measured = self.before(at).and_then(|parent| self.entries[parent as usize].measured);
-        measured.map_or(median, |of_parent| of_parent.max(median))
+        let before = self.before(at);
+        before.and_then(|parent| self.entries[parent as usize].measured).unwrap_or(median)
     }
 
     /// In a chain: whether `at` is behind who stands before it, by what `rate` brings between two
     /// comparisons. A moment without packets is no proof that it is slow.
     fn is_behind(&self, at: u32, rate: u64) -> bool {
+        if self.trees.stripes() != 1 {
+            return true;
+        }
         let bytes = |at| self.holdings.bytes(at);
         let least = rate.saturating_mul(self.settings.measure_ms) / 1000;
-        self.before(at).is_none_or(|parent| bytes(parent) >= bytes(at).saturating_add(least))
+        self.before(at).is_some_and(|parent| {
+            let is_measured = self.entries[parent as usize].measured.is_some();
+            is_measured && bytes(parent) >= bytes(at).saturating_add(least)
+        })
     }
 
-    /// Who stands before `at` in a chain.
+    /// Who stands before `at` in a chain, unless a border between them may be what is slow.
     fn before(&self, at: u32) -> Option<u32> {
-        if self.trees.stripes() == 1 { self.trees.parent(at, 0) } else { None }
+        let parent = self.trees.parent(at, 0).filter(|_| self.trees.stripes() == 1)?;
+        self.layout.around(at, Scope::Region).contains(&parent).then_some(parent)
     }
 }
 
