@@ -118,7 +118,7 @@ fn an_offer_says_what_the_file_is_or_why_not() {
     let secret = temp.path().join("identity/agent.key");
     for (byte, path) in [(1, file.to_str().unwrap()), (2, secret.to_str().unwrap())] {
         let transfer_id = vec![byte; 16].into();
-        let offer = OfferFile { transfer_id, path: path.into(), piece_bytes: 0 };
+        let offer = OfferFile { transfer_id, path: path.into(), ..OfferFile::default() };
         server.command(&id, command_body::Kind::OfferFile(offer));
     }
     let offer = |byte: u8| {

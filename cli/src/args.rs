@@ -65,8 +65,8 @@ pub enum Command {
     /// List hosts
     #[command(visible_alias = "ls", after_help = SELECTOR_HELP)]
     Hosts(commands::hosts::HostsArgs),
-    /// Send a file to hosts
-    #[command(after_help = SELECTOR_HELP)]
+    /// Send files and directories to hosts
+    #[command(after_help = commands::push::help())]
     Push(commands::push::PushArgs),
     /// Run a command or script on hosts
     #[command(after_help = SELECTOR_HELP)]

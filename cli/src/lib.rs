@@ -21,3 +21,4 @@ pub mod recount;
 pub mod server;
 pub mod show;
 pub mod trust;
+pub mod watch;

@@ -93,7 +93,7 @@ impl Progress {
 fn bar(title: &str, total: u64, in_bytes: bool) -> ProgressBar {
     let amounts = if in_bytes { "{decimal_bytes}/{decimal_total_bytes}" } else { "{pos}/{len}" };
     // The note is cut at the edge of the terminal: a line that wraps cannot be drawn over.
-    let template = format!("{{prefix}} [{{bar:24}}] {amounts} {{wide_msg}}");
+    let template = format!("{{prefix}} [{{bar:24}}] {{percent:>3}} % {amounts} {{wide_msg}}");
     let style = ProgressStyle::with_template(&template)
         .unwrap_or_else(|_| ProgressStyle::default_bar())
         .progress_chars("=> ");

@@ -353,6 +353,7 @@ async fn sweep(shared: Arc<Shared>) {
     loop {
         second.tick().await;
         shared.files.sweep(unix_ms());
+        shared.files.report_sent();
         for worker in 0..shared.router.workers() {
             let (bytes, messages) = shared.router.depth(worker);
             let label = worker.to_string();

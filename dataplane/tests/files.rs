@@ -109,6 +109,19 @@ fn members_fetch_the_file_and_others_get_nothing() {
         let fetched = leech(&mut open(&server, agent), agent, &hashed.manifest);
         assert!(fetched == Ok(bytes.clone()), "{agent}");
     }
+    // Control hears what was sent while it goes on, over all announcements of the transfer.
+    let sent = |control: &mut Control, wanted: u64| {
+        let seed_sent = |kind: &from_data::Kind| match kind {
+            from_data::Kind::SeedSent(sent) => sent.bytes == wanted && !sent.is_last,
+            _ => false,
+        };
+        control.expect(seed_sent);
+    };
+    let size = bytes.len() as u64;
+    sent(&mut control, 2 * size);
+    announce(&mut control, &path, &hashed.manifest, &["m1", "m2"]);
+    assert!(leech(&mut open(&server, "m1"), "m1", &hashed.manifest).is_ok());
+    sent(&mut control, 3 * size);
     // An enrolled stranger shakes hands, and waits for ever; withdrawing ends the members' too.
     let mut stranger = open(&server, "stranger");
     let ours = Handshake::new(info_hash(&TRANSFER, &hashed.manifest.root), peer_id("m1"));
@@ -119,6 +132,10 @@ fn members_fetch_the_file_and_others_get_nothing() {
     control
         .send(to_data::Kind::Unseed(fleet::UnseedFile { transfer_id: TRANSFER.to_vec().into() }));
     member.closed();
+    let last =
+        control.expect(|kind| matches!(kind, from_data::Kind::SeedSent(sent) if sent.is_last));
+    let from_data::Kind::SeedSent(last) = last else { unreachable!() };
+    assert_eq!((&last.transfer_id[..], last.bytes), (&TRANSFER[..], 3 * size));
     assert!(stranger.buffer.is_empty());
     server.process.stop().unwrap();
 }

@@ -285,6 +285,7 @@ fn manifest() -> Vec<u8> {
         name: "libexample.so".into(),
         mode: 0o755,
         mtime_ms: 1_767_225_600_000,
+        ..signal::FileInfo::default()
     };
     info.encode_to_vec()
 }
@@ -303,7 +304,7 @@ fn tree_listing() -> Vec<u8> {
         (3, b"small", Kind::File { size_bytes: 100 }),
         (2, b"\xff", Kind::Sparse { size_bytes: 1 << 31, extents: &extents }),
         (1, b"large", Kind::File { size_bytes: 1 << 20 }),
-        (1, b"link", Kind::Symlink(b"../../etc")),
+        (1, b"link", Kind::Symlink(b"./a/small")),
         (1, b"other", Kind::HardLink(3)),
     ];
     for (depth, name, kind) in entries {

@@ -38,6 +38,8 @@ pub enum Unit {
     Seconds,
     /// Bytes.
     Bytes,
+    /// One number by another.
+    Ratio,
 }
 
 /// Which process has the metric.
@@ -81,6 +83,8 @@ const fn unit_of(name: &str) -> Unit {
         Unit::Seconds
     } else if ends_with(name, "_bytes") || ends_with(name, "_bytes_total") {
         Unit::Bytes
+    } else if ends_with(name, "_ratio") {
+        Unit::Ratio
     } else {
         Unit::None
     }
@@ -198,6 +202,15 @@ catalogue! {
         CONTROL_TASK_OUTPUT_BYTES = Counter "skein_control_task_output_bytes_total" [] "Task output stored.";
         CONTROL_TRANSFERS = Counter "skein_control_transfers_total" ["state"] "Transfers to one host that reached a final state, by state.";
         CONTROL_TRANSFERS_OPEN = Gauge "skein_control_transfers_open" [] "Transfers that have unfinished hosts.";
+        CONTROL_TRANSFERS_ENDED = Counter "skein_control_transfers_ended_total" ["gear", "outcome"] "Transfers whose last host ended, by gear and outcome: done (every host has the file), partial, failed (no host has it), cancelled.";
+        CONTROL_TRANSFER_SECONDS = Histogram "skein_control_transfer_seconds" ["gear"] "Time from the file in the server's cache to the last host's end, of transfers that reached every host.";
+        CONTROL_TRANSFER_BOUND_RATIO = Histogram "skein_control_transfer_bound_ratio" ["gear"] "That time divided by the bound that the planner computed from the rates it knew.";
+        CONTROL_TRANSFER_SOURCE_RATIO = Histogram "skein_control_transfer_source_ratio" ["gear"] "Content that the server sent for a transfer divided by the size of the file, of transfers that reached every host.";
+        CONTROL_TRANSFER_SOURCE_BYTES = Counter "skein_control_transfer_source_bytes_total" ["gear"] "Content that the server sent to hosts, repeats included.";
+        CONTROL_TRANSFER_DELIVERED_BYTES = Counter "skein_control_transfer_delivered_bytes_total" ["gear", "region"] "Bytes that came to hosts over the network and were verified, by gear and the host's region (none, and other beyond 32 regions).";
+        CONTROL_TRANSFER_PEER_BYTES = Counter "skein_control_transfer_peer_bytes_total" ["gear", "region"] "Of the delivered bytes, those that other hosts sent; divided by them it is the peer-to-peer share.";
+        CONTROL_TRANSFER_BORDER_BYTES = Counter "skein_control_transfer_border_bytes_total" ["from", "to"] "Verified bytes that crossed from one region into another, by sender and receiver; the server is a place of its own. Counted when a host of a planned or mesh transfer is done.";
+        CONTROL_TRANSFER_REFUSED_BLOCKS = Counter "skein_control_transfer_refused_blocks_total" ["gear"] "Blocks with a wrong hash that hosts refused, counted when a host ends.";
         CONTROL_KEPT = Gauge "skein_control_kept_entries" ["kind"] "Entries that the control process keeps, by kind; every kind has a bound.";
         CONTROL_TASK_OUTPUT_DISK_BYTES = Gauge "skein_control_task_output_disk_bytes" [] "Task output kept on disk.";
         CONTROL_STORE_BYTES = Gauge "skein_control_store_bytes" [] "Size of the store's file.";

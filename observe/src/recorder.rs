@@ -28,6 +28,9 @@ const BYTES_BUCKETS: &[f64] = &[
     268_435_456.0,
     1_073_741_824.0,
 ];
+/// Buckets of ratios: fine above 1, where a few hundredths matter, then up to one copy per host.
+const RATIO_BUCKETS: &[f64] =
+    &[0.5, 0.9, 1.0, 1.02, 1.05, 1.1, 1.2, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0, 1000.0, 10000.0];
 /// Buckets of counts: powers of four up to 64 Ki.
 const COUNT_BUCKETS: &[f64] = &[1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0, 16384.0, 65536.0];
 
@@ -74,6 +77,7 @@ fn build() -> Handle {
         let buckets = match metric.unit {
             Unit::Seconds => SECONDS_BUCKETS,
             Unit::Bytes => BYTES_BUCKETS,
+            Unit::Ratio => RATIO_BUCKETS,
             Unit::None => COUNT_BUCKETS,
         };
         builder = builder

@@ -62,3 +62,37 @@ fn the_document_states_the_limits() {
         assert!(DOCUMENT.contains(&format!("| `{name}` | {value} |")), "{name} is {value}");
     }
 }
+
+/// The byte tables of the peer wire are on another page: every link must lead to one of its headings.
+#[test]
+fn links_to_the_peer_wire_lead_to_its_headings() {
+    const PAGE: &str = include_str!("../../docs/filemesh.md");
+    let anchor = |heading: &str| {
+        let kept = heading.chars().filter(|c| c.is_alphanumeric() || " -".contains(*c));
+        kept.collect::<String>().trim().to_lowercase().replace(' ', "-")
+    };
+    let headings: Vec<String> =
+        PAGE.lines().filter(|line| line.starts_with('#')).map(|line| anchor(&line[1..])).collect();
+    let links: Vec<&str> = DOCUMENT
+        .split("](filemesh.md#")
+        .skip(1)
+        .filter_map(|rest| rest.split(')').next())
+        .collect();
+    assert!(links.len() >= 5, "{links:?}");
+    for link in links {
+        assert!(headings.iter().any(|heading| heading == link), "{link} is none of {headings:?}");
+    }
+}
+
+/// Every field of the membership list has its line.
+#[test]
+fn the_document_describes_the_membership_list() {
+    let schema = SCHEMA[0].1;
+    for message in ["TransferPeers", "Peer"] {
+        let body = schema.split(&format!("message {message} {{\n")).nth(1).unwrap();
+        let fields = body.split("\n}").next().unwrap().lines();
+        for field in fields.filter_map(|line| line.split_once(" = ")?.0.split(' ').next_back()) {
+            assert!(DOCUMENT.contains(&format!("| `{field}` |")), "{message}.{field}");
+        }
+    }
+}

@@ -28,13 +28,13 @@ use crate::link::tune;
 const SHAKE_TIME: Duration = Duration::from_millis(PRE_AUTH_TIME_MS);
 /// Connections that are not yet streams; further ones wait in the kernel's queue. Each may hold
 /// what TLS buffers, some 40 KiB.
-const PENDING_MAX: usize = 64;
+pub(super) const PENDING_MAX: usize = 64;
 /// Those from one address, so that one stranger cannot keep all others out.
-const PENDING_PER_ADDRESS_MAX: u32 = 8;
+pub(super) const PENDING_PER_ADDRESS_MAX: u32 = 8;
 /// A list may come a moment after the peer that it names.
-const LIST_WAIT: Duration = Duration::from_secs(1);
+pub(super) const LIST_WAIT: Duration = Duration::from_secs(1);
 /// When the bound on connections is reached.
-const RETRY_AFTER_MS: u32 = 1_000;
+pub(super) const RETRY_AFTER_MS: u32 = 1_000;
 /// After an error of the listener, which is out of descriptors.
 const LISTENER_PAUSE: Duration = Duration::from_millis(100);
 

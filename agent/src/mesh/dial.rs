@@ -21,9 +21,9 @@ use super::tls::{ALPN, Holder};
 use crate::link::{LinkError, tune};
 
 /// For one address, which may lead nowhere.
-const CONNECT_TIME: Duration = Duration::from_secs(2);
+pub(super) const CONNECT_TIME: Duration = Duration::from_secs(2);
 /// TLS, HELLO and handshake; the other side allows 5 s for its part.
-const SHAKE_TIME: Duration = Duration::from_secs(6);
+pub(super) const DIAL_TIME: Duration = Duration::from_secs(6);
 /// Name of the server in its handshake.
 const SERVER_PEER: &str = "server";
 
@@ -144,7 +144,7 @@ impl Dial<'_> {
     async fn agent(&self, address: SocketAddr) -> Result<PeerStream, DialError> {
         let stream = tokio::time::timeout(CONNECT_TIME, TcpStream::connect(address)).await;
         let stream = stream.map_err(|_| DialError::Timeout)?.map_err(DialError::Connect)?;
-        let shaken = tokio::time::timeout(SHAKE_TIME, self.shake(stream, address)).await;
+        let shaken = tokio::time::timeout(DIAL_TIME, self.shake(stream, address)).await;
         shaken.map_err(|_| DialError::Timeout)?
     }
 
@@ -172,7 +172,7 @@ impl Dial<'_> {
         let link = self.shared.dialer.connect(ChannelKind::File).await?;
         let closer = Closer::of(link.io.get_ref().0.get_ref()).map_err(DialError::Connect)?;
         let greeted = self.greet(link.io.into(), closer, &[], SERVER_PEER);
-        tokio::time::timeout(SHAKE_TIME, greeted).await.map_err(|_| DialError::Timeout)?
+        tokio::time::timeout(DIAL_TIME, greeted).await.map_err(|_| DialError::Timeout)?
     }
 
     /// `hello`, when there is one, and both handshakes.

@@ -18,6 +18,8 @@
 
 mod accept;
 mod dial;
+#[cfg(test)]
+mod document;
 mod listen;
 mod stream;
 mod table;

@@ -20,7 +20,7 @@ use super::tls::Holder;
 use crate::config::MeshConfig;
 
 /// Transfers with a list or a swarm. A list of 256 peers takes some 60 KB.
-const TRANSFERS_MAX: usize = 256;
+pub(super) const TRANSFERS_MAX: usize = 256;
 
 /// Who opened a stream.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]

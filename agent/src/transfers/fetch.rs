@@ -1,4 +1,4 @@
-//! Fetching one file: checks, a channel, the leecher, the partial file, the rename.
+//! Fetching a file or a tree: checks, a channel, the leecher, what is partial, the rename.
 //!
 //! The file appears under its name only when every block was proved against the signed root and
 //! flushed. A channel that breaks is dialled again and the transfer goes on where it was; it ends
@@ -11,11 +11,9 @@ use std::time::Duration;
 
 use skein_filemesh::core::download::Download;
 use skein_filemesh::core::leecher::{Action, Failure, Leecher, LeecherOptions};
-use skein_filemesh::core::manifest::{MODE_MASK, Manifest};
+use skein_filemesh::core::manifest::Manifest;
 use skein_filemesh::core::peer_wire::{Handshake, info_hash, peer_id};
-use skein_filemesh::engine::{
-    Attributes, FileError, Inbound, Owner, PartialFile, Taken, TargetDir,
-};
+use skein_filemesh::engine::{FileError, Inbound, Taken};
 use skein_observe::names;
 use skein_wire::hello::ChannelKind;
 use skein_wire::ids::TransferId;
@@ -24,11 +22,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio::task::JoinError;
 
-use super::{Settings, Shared, cancelled, swarm};
+use super::arriving::Arriving;
+use super::{Shared, cancelled, swarm};
 use crate::clock;
 use crate::link::{LinkStream, Redial};
 use crate::mesh::Mesh;
-use crate::paths::{Access, PathError, file_name};
+use crate::paths::PathError;
 
 /// Without a new block for this long a transfer fails. Longer than a server's upgrade.
 const STUCK_MS: u64 = 900_000;
@@ -81,7 +80,7 @@ pub(super) struct Signals {
 struct Fetch<'a> {
     shared: &'a Shared,
     id: TransferId,
-    file: PartialFile,
+    file: Arriving,
     /// When the last new block came.
     progress_ms: u64,
     verified_bytes: u64,
@@ -104,7 +103,7 @@ pub(super) async fn run<'a>(
     if result.is_err() {
         let settings = shared.settings.clone();
         // A folder that is not there, or not for us, has nothing of ours.
-        let _ = shared.on_disk(move || discard(&settings, &id, &join)).await;
+        let _ = shared.on_disk(move || Arriving::discard(&settings, &id, &join)).await;
     }
     result
 }
@@ -124,16 +123,16 @@ async fn whole<'a>(
     let _turn = turn.map_err(|_| FetchEnd::Failed("the agent stops".into()))?;
     let info = join.file.clone().unwrap_or_default();
     let manifest = Manifest::from_info(&info).map_err(|e| FetchEnd::Failed(e.to_string()))?;
-    let attributes = attributes(join, &manifest)?;
     let (settings, order, expected) = (shared.settings.clone(), join.clone(), manifest.clone());
-    let mut file = shared.on_disk(move || open(&settings, &id, &order, &expected)).await??;
-    file.use_memory(&shared.memory, 0);
+    let mut file =
+        shared.on_disk(move || Arriving::open(&settings, &id, &order, &expected)).await??;
+    file.use_memory(&shared.memory);
     let mut update = super::update(&id, TransferState::Running);
     update.verified_bytes = 0;
     shared.board.set(id, update);
     shared.changed.notify_one();
     let rate_limit_bytes_per_s = join.rate_limit_bytes_per_s;
-    let order = swarm::Order { id, manifest: manifest.clone(), attributes, rate_limit_bytes_per_s };
+    let order = swarm::Order { id, manifest: manifest.clone(), rate_limit_bytes_per_s };
     if join.meshed || *meshed.borrow() {
         return among_peers(shared, mesh, file, order, &mut cancel).await;
     }
@@ -156,16 +155,15 @@ async fn whole<'a>(
         let settings = shared.settings.clone();
         let opened = shared.on_disk(move || {
             drop(file);
-            open(&settings, &id, &join, &manifest)
+            Arriving::open(&settings, &id, &join, &manifest)
         });
         let mut file = opened.await??;
-        file.use_memory(&shared.memory, 0);
+        file.use_memory(&shared.memory);
         return among_peers(shared, mesh, file, order, &mut cancel).await;
     };
     match fetched {
         Ok(()) => {
-            let file = fetch.file;
-            shared.on_disk(move || file.finish(&attributes)).await??;
+            shared.finish(fetch.file).await?;
             Ok(None)
         }
         Err(end) => {
@@ -182,56 +180,13 @@ async fn whole<'a>(
 async fn among_peers<'a>(
     shared: &'a Shared,
     mesh: &Mesh,
-    file: PartialFile,
+    file: Arriving,
     order: swarm::Order,
     cancel: &mut watch::Receiver<bool>,
 ) -> Result<Option<swarm::Run<'a>>, FetchEnd> {
     let endpoint = mesh.register(order.id, order.manifest.root);
     let endpoint = endpoint.map_err(|error| FetchEnd::Failed(error.to_string()))?;
     swarm::Run::fetch(shared, endpoint, file, order, cancel).await.map(Some)
-}
-
-/// What the file gets when it is finished.
-pub(super) fn attributes(join: &JoinTransfer, manifest: &Manifest) -> Result<Attributes, FetchEnd> {
-    let mode = if join.mode == 0 { manifest.mode } else { join.mode };
-    if mode & !MODE_MASK != 0 {
-        return Err(FetchEnd::Failed(format!("mode {mode:o} has bits that are no permissions")));
-    }
-    Ok(Attributes {
-        mode,
-        owner: Owner::parse(&join.owner)?,
-        mtime_ms: (manifest.mtime_ms != 0).then_some(manifest.mtime_ms),
-    })
-}
-
-/// Checks where the file shall go and opens its partial file there.
-pub(super) fn open(
-    settings: &Settings,
-    id: &TransferId,
-    join: &JoinTransfer,
-    manifest: &Manifest,
-) -> Result<PartialFile, FetchEnd> {
-    let rules = &settings.rules;
-    let name = file_name(&join.file_name)?;
-    // The rules are asked before a folder is made, and again about what was really opened.
-    let folder = rules.open_folder(Access::Write, &join.directory, join.create_directory)?;
-    rules.check(Access::Write, &folder.path.join(name))?;
-    let dir = TargetDir::open(&folder.path, false)?.keep_free(settings.limits.keep_free_bytes);
-    rules.check(Access::Write, &dir.resolved()?.join(name))?;
-    let name = std::os::unix::ffi::OsStrExt::as_bytes(name);
-    Ok(PartialFile::open(dir, name, id, manifest, &settings.dir)?)
-}
-
-/// Removes what an earlier worker left of a transfer that will not be continued.
-pub(super) fn discard(
-    settings: &Settings,
-    id: &TransferId,
-    join: &JoinTransfer,
-) -> Result<(), FetchEnd> {
-    let folder = settings.rules.open_folder(Access::Write, &join.directory, false)?;
-    let dir = TargetDir::open(&folder.path, false)?;
-    settings.rules.check(Access::Write, &dir.resolved()?)?;
-    Ok(PartialFile::discard(&dir, id, &settings.dir)?)
 }
 
 impl Fetch<'_> {
@@ -353,7 +308,7 @@ impl Fetch<'_> {
                 match action {
                     Action::Write { offset, data } => {
                         let length = data.len() as u64;
-                        taken.write_to(&mut self.file, offset, data)?;
+                        self.file.write(taken, offset, data)?;
                         self.received.increment(length);
                         leecher.written(length, clock::now_ms(), actions);
                     }

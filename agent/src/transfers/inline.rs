@@ -15,7 +15,8 @@ use skein_wire::signal::v1::JoinTransfer;
 use tokio::sync::watch;
 
 use super::Shared;
-use super::fetch::{FetchEnd, attributes, discard, open};
+use super::arriving::Arriving;
+use super::fetch::FetchEnd;
 
 /// Puts the file in its place.
 pub(super) async fn run(
@@ -33,21 +34,20 @@ pub(super) async fn run(
         let manifest = Manifest::from_info(&info).map_err(|e| FetchEnd::Failed(e.to_string()))?;
         let content = join.content.clone().unwrap_or_default();
         prove(&content, &manifest)?;
-        let attributes = attributes(&join, &manifest)?;
-        let placed = open(&settings, &id, &join, &manifest).and_then(|mut file| {
+        let placed = Arriving::open(&settings, &id, &join, &manifest).and_then(|mut file| {
             if !content.is_empty() {
                 file.write_at(0, &content)?;
             }
-            Ok(file.finish(&attributes)?)
+            file.finish()
         });
         if placed.is_err() {
             // A folder that is not there, or not for us, has nothing of ours.
-            let _ = discard(&settings, &id, &join);
+            let _ = Arriving::discard(&settings, &id, &join);
         }
-        placed
+        placed.map(|()| manifest.geometry.size_bytes())
     });
-    let stamp = placed.await??;
-    metrics::counter!(names::AGENT_FILE_RECEIVED_BYTES).increment(stamp.size_bytes);
+    let size_bytes = placed.await??;
+    metrics::counter!(names::AGENT_FILE_RECEIVED_BYTES).increment(size_bytes);
     Ok(())
 }
 

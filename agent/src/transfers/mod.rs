@@ -1,4 +1,4 @@
-//! Files: fetched because a signed command says so, and offered to the server.
+//! Files and trees: fetched because a signed command says so, and offered to the server.
 //!
 //! One thread with its own small runtime does all of it, from TLS to disk, so that neither bulk
 //! cryptography nor a stalled disk is ever in the way of a heartbeat; flushes, which may take
@@ -12,6 +12,7 @@
 //!                          offer: hash, FileOffer, channel, seeder until served or expired
 //! ```
 
+mod arriving;
 mod board;
 mod fetch;
 mod inline;
@@ -36,6 +37,7 @@ use skein_wire::signal::v1::{
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::JoinError;
 
+use self::arriving::Arriving;
 use self::board::Board;
 use self::fetch::{FetchEnd, Signals};
 use crate::clock;
@@ -149,6 +151,9 @@ struct Shared {
     running: Semaphore,
     hashing: Semaphore,
     disk_steps: Semaphore,
+    /// Trees take their places one after the other, so that of two for one folder the later one
+    /// stands there whole.
+    placing: Semaphore,
     /// Where bytes arrive and wait for the disk.
     memory: BlockMemory,
 }
@@ -197,6 +202,7 @@ async fn run(settings: Settings, peers: Option<TcpListener>, mut inbox: mpsc::Re
         running: Semaphore::new(concurrent),
         hashing: Semaphore::new(1),
         disk_steps: Semaphore::new(DISK_STEPS_MAX),
+        placing: Semaphore::new(1),
         memory: BlockMemory::default(),
     });
     let (ended, mut endings) = mpsc::unbounded_channel();
@@ -410,6 +416,16 @@ impl Shared {
         let hostname = facts::hostname();
         let names = HostNames { agent: identity.agent_id.as_str(), hostname: &hostname };
         folder::expand(folder, &names).map_err(|error| FetchEnd::Failed(error.to_string()))
+    }
+
+    /// Puts what has arrived in its place.
+    async fn finish(&self, arriving: Arriving) -> Result<(), FetchEnd> {
+        // The semaphore is never closed.
+        let _turn = match arriving {
+            Arriving::Tree(_) => self.placing.acquire().await.ok(),
+            Arriving::File(..) => None,
+        };
+        self.on_disk(move || arriving.finish()).await?
     }
 
     async fn keep_order(&self, id: TransferId, join: JoinTransfer) -> Result<(), FetchEnd> {

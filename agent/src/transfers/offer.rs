@@ -1,14 +1,12 @@
-//! Offering one file: hash it, say what it is, and serve it to the server.
+//! Offering a file or a tree: hash it, say what it is, and serve it to the server.
 //!
-//! The file is opened once under the path rules and stays open, so that what was hashed is what is
-//! served whatever happens to its name. After the offer the agent opens a file channel and seeds
+//! A file is opened once under the path rules and stays open, so that what was hashed is what is
+//! served whatever happens to its name; a tree is its root, open, and what every file looked like. After the offer the agent opens a file channel and seeds
 //! until the server has everything; a server that does not know the transfer yet closes the
 //! channel, and it is dialled again.
 
-use std::fs::File;
 use std::ops::ControlFlow;
-use std::os::fd::AsRawFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -16,17 +14,20 @@ use std::time::Duration;
 use skein_filemesh::core::link::Have;
 use skein_filemesh::core::peer_wire::{Handshake, info_hash, peer_id};
 use skein_filemesh::core::seeder::{Pull, ROOM_MIN, Seeder};
-use skein_filemesh::engine::{HashedFile, SeedFile, hash_file};
+use skein_filemesh::engine::HashedFile;
 use skein_observe::names;
 use skein_wire::hello::ChannelKind;
 use skein_wire::ids::TransferId;
-use skein_wire::signal::v1::{FileOffer, OfferFile};
+use skein_wire::signal::v1::{FileInfo, FileOffer, OfferFile};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 
+use self::offered::{Offered, Seed};
 use super::{Shared, cancelled};
 use crate::clock;
 use crate::link::{LinkStream, Redial};
+
+mod offered;
 
 /// An offer that nobody fetches ends after this.
 const LIFE_MS: u64 = 3_600_000;
@@ -59,7 +60,7 @@ pub(super) async fn run(
     let stop = Arc::new(AtomicBool::new(false));
     let work = async {
         match prepare(shared, id, &offer, stop.clone()).await {
-            Ok((file, hashed)) => serve(shared, id, &file, hashed).await,
+            Ok((offered, hashed)) => serve(shared, id, &offered, hashed).await,
             Err(error) => {
                 tracing::warn!(transfer = %id, %error, "file is not offered");
                 let transfer_id = id.to_bytes();
@@ -80,49 +81,45 @@ fn leaves_path(shared: &Shared, id: &TransferId) -> PathBuf {
     shared.settings.dir.join(format!("{id}.leaves"))
 }
 
-/// Opens and hashes the file and puts the offer on the board.
+/// Opens and hashes what is asked for and puts the offer on the board.
 async fn prepare(
     shared: &Shared,
     id: TransferId,
     offer: &OfferFile,
     stop: Arc<AtomicBool>,
-) -> Result<(File, HashedFile), String> {
-    let (file, real) = shared.settings.rules.open_file(&offer.path).map_err(|e| e.to_string())?;
+) -> Result<(Offered, HashedFile), String> {
     let _turn = shared.hashing.acquire().await.map_err(|_| "the agent stops".to_owned())?;
-    let (by_handle, leaves) = (handle_path(&file), leaves_path(shared, &id));
+    let (rules, order) = (shared.settings.rules.clone(), offer.clone());
+    let found = tokio::task::spawn_blocking(move || offered::find(&rules, &order));
+    let offered = found.await.map_err(|error| error.to_string())??;
+    let leaves = leaves_path(shared, &id);
     let piece_bytes = (offer.piece_bytes > 0).then_some(offer.piece_bytes);
-    let hashed = tokio::task::spawn_blocking(move || {
-        hash_file(&by_handle, piece_bytes, &leaves, |_| match stop.load(Ordering::Relaxed) {
+    let hashing = tokio::task::spawn_blocking(move || {
+        let hashed = offered.hash(piece_bytes, &leaves, |_| match stop.load(Ordering::Relaxed) {
             true => ControlFlow::Break(()),
             false => ControlFlow::Continue(()),
-        })
+        });
+        hashed.map(|hashed| (offered, hashed))
     });
-    let hashed = hashed.await.map_err(|error| error.to_string())?;
-    let mut hashed = hashed.map_err(|error| format!("{}: {error}", real.display()))?;
-    let name = real.file_name().and_then(|name| name.to_str());
-    hashed.manifest.name = name.ok_or("the file's name is not UTF-8")?.to_owned();
+    let (offered, hashed) = hashing.await.map_err(|error| error.to_string())??;
+    let tree = matches!(offered, Offered::Tree(_));
     let told = FileOffer {
         transfer_id: id.to_bytes(),
-        file: Some(hashed.manifest.to_info()),
+        file: Some(FileInfo { tree, ..hashed.manifest.to_info() }),
         error: String::new(),
     };
     shared.board.offer(id, told);
     shared.changed.notify_one();
-    Ok((file, hashed))
+    Ok((offered, hashed))
 }
 
-/// A path that means the open file itself.
-fn handle_path(file: &File) -> PathBuf {
-    Path::new("/proc/self/fd").join(file.as_raw_fd().to_string())
-}
-
-async fn serve(shared: &Shared, id: TransferId, file: &File, hashed: HashedFile) {
+async fn serve(shared: &Shared, id: TransferId, offered: &Offered, hashed: HashedFile) {
     let mut redial = Redial::default();
     let expiry_ms = clock::now_ms() + LIFE_MS;
     while clock::now_ms() < expiry_ms {
         let (pause, why) = match shared.settings.dialer.connect(ChannelKind::File).await {
             Err(error) => (redial.after(&error), error.to_string()),
-            Ok(link) => match channel(shared, &id, file, &hashed, link).await {
+            Ok(link) => match channel(shared, &id, offered, &hashed, link).await {
                 Served::All => return,
                 Served::Broken(why) => (redial.after_session(0).min(AGAIN_MAX), why),
             },
@@ -136,12 +133,12 @@ async fn serve(shared: &Shared, id: TransferId, file: &File, hashed: HashedFile)
 async fn channel(
     shared: &Shared,
     id: &TransferId,
-    file: &File,
+    offered: &Offered,
     hashed: &HashedFile,
     link: LinkStream,
 ) -> Served {
     let broken = |error: &dyn std::fmt::Display| Served::Broken(error.to_string());
-    let seed = match SeedFile::open(&handle_path(file), &hashed.stamp) {
+    let mut seed = match offered.seed(&hashed.stamp) {
         Ok(seed) => seed,
         Err(error) => return broken(&error),
     };
@@ -153,7 +150,7 @@ async fn channel(
     let (mut input, mut output) = (Vec::with_capacity(READ_BYTES), Vec::new());
     let mut wanted = false;
     loop {
-        if let Err(error) = fill(&mut seeder, &seed, hashed, &mut output) {
+        if let Err(error) = fill(&mut seeder, &mut seed, hashed, &mut output) {
             return broken(&error);
         }
         let mut sending = !output.is_empty();
@@ -204,7 +201,7 @@ fn ended(seeder: &Seeder, wanted: bool, why: &str) -> Served {
 /// Appends what the peer shall get next.
 fn fill(
     seeder: &mut Seeder,
-    seed: &SeedFile,
+    seed: &mut Seed,
     hashed: &HashedFile,
     output: &mut Vec<u8>,
 ) -> Result<(), skein_filemesh::engine::FileError> {

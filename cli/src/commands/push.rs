@@ -1,9 +1,9 @@
-//! `skein push FILE --to SELECTOR:DIR`: one file to many hosts, from here or from an agent.
+//! `skein push PATH... --to SELECTOR:DIR`: files and directories to many hosts, from here or from an
+//! agent.
 
-use std::fs::{File, Metadata};
-use std::io::{ErrorKind, Read};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+mod paths;
+
+use std::path::PathBuf;
 
 use clap::{Args, ValueHint};
 use skein_controlplane::api::types::{
@@ -11,35 +11,58 @@ use skein_controlplane::api::types::{
     TransferPhase, TransferRequest, TransferSource,
 };
 use skein_filemesh::core::folder;
-use skein_filemesh::core::planner::INLINE_BYTES_MAX;
-use skein_wire::ids::hex_encode;
 
+use self::paths::{Sent, TreeArgs};
 use super::{Context, Outcome};
+use crate::args::SELECTOR_HELP;
 use crate::client::{transfer_done, word};
 use crate::error::{CliError, EXIT_OK, EXIT_PARTIAL};
-use crate::progress::{Progress, Reading};
+use crate::progress::Progress;
 use crate::quantity::{self, parse_bytes, parse_duration_ms, parse_mode};
 use crate::show::{self, Table};
+use crate::watch;
 
 /// Time between two looks at a running transfer; its end is seen at once.
 const LOOK_MS: u64 = 200;
 
 /// How `push` is written.
-const USAGE: &str = "skein push [OPTIONS] <FILE> --to <SELECTOR:DIR>
+const USAGE: &str = "skein push [OPTIONS] <PATH>... --to <SELECTOR:DIR>
        skein push [OPTIONS] --from <AGENT:PATH> --to <SELECTOR:DIR>";
+
+/// How it is used.
+const EXAMPLES: &str = "\
+Examples:
+  skein push app.tar --to role=web:/opt/app --mkdir     a file
+  skein push ./release --to all:/srv                    a directory, as /srv/release
+  skein push ./release/ --to all:/srv/app               what is in it, into /srv/app
+  skein push a.conf b.conf conf.d --to all:/etc/app     several paths
+  skein push './logs/*.gz' --to role=archive:/logs      a pattern that your shell did not expand
+  skein push ./build/ --match '\\.so$' --exclude 'test*' --to all:/usr/local/lib
+  skein push --from web-1:/var/log/app/ --match '\\.gz$' --to role=archive:/logs
+  skein push ./site/ --to all:/srv/site --preserve mode,times,owner --existing refuse
+
+Files arrive whole and by rename, all of a push after its last byte was proved. A directory that
+is not there yet appears in one step; into one that is there, files are renamed one by one, and
+what the push does not have stays. Holes of files travel and land as holes.";
+
+/// What stands below the flags.
+pub fn help() -> String {
+    format!("{EXAMPLES}\n\n{SELECTOR_HELP}")
+}
 
 /// Flags of `push`.
 #[derive(Args, Debug)]
 #[command(override_usage = USAGE)]
 pub struct PushArgs {
-    /// A file of this machine
+    /// Files, directories (with `/` at the end: what is in them) and patterns of this machine
     #[arg(
         required_unless_present = "from",
         conflicts_with = "from",
-        value_hint = ValueHint::FilePath
+        value_name = "PATH",
+        value_hint = ValueHint::AnyPath
     )]
-    file: Option<PathBuf>,
-    /// A file of a host instead: AGENT:/path
+    paths: Vec<PathBuf>,
+    /// A path of a host instead, which may be a pattern: AGENT:/path
     #[arg(long, value_name = "AGENT:PATH")]
     from: Option<String>,
     /// Which hosts, and into which folder: SELECTOR:/folder
@@ -48,10 +71,10 @@ pub struct PushArgs {
     /// A brace of the folder's own name is written twice.
     #[arg(long, value_name = "SELECTOR:DIR")]
     to: String,
-    /// Name at the targets [default: the file's own]
+    /// Name at the targets, of one file or directory [default: its own]
     #[arg(long)]
     name: Option<String>,
-    /// Permission bits at the targets, octal [default: the file's own, without set-id bits]
+    /// Permission bits of files at the targets, octal [default: their own, without set-id bits]
     #[arg(long, value_parser = parse_mode)]
     mode: Option<u32>,
     /// Owner at the targets: user or user:group [default: the agent's]
@@ -60,6 +83,8 @@ pub struct PushArgs {
     /// Make the folder where it is missing
     #[arg(long)]
     mkdir: bool,
+    #[command(flatten)]
+    tree: TreeArgs,
     /// Bytes per second to each host, as in 20M
     #[arg(long, value_parser = parse_bytes, value_name = "RATE")]
     limit: Option<u64>,
@@ -79,37 +104,40 @@ pub struct PushArgs {
     /// Give up on hosts that have not finished after this time
     #[arg(long, value_parser = parse_duration_ms, default_value = "6h", value_name = "TIME")]
     timeout: u64,
-    /// Start it and return; `skein transfer show ID` follows it
+    /// Start it and return; `skein transfer show --watch ID` follows it
     #[arg(long)]
     detach: bool,
 }
 
-/// Uploads (or names) the file, starts the transfer and follows it to its end.
+/// Uploads (or names) what is to be sent, starts the transfer and follows it to its end.
 pub fn run(args: &PushArgs, context: &Context) -> Outcome {
     let (targets, directory) = split_place(&args.to, "--to SELECTOR:/folder")?;
     folder::check(directory).map_err(|error| CliError::Usage(error.to_string()))?;
-    if let (Some(file), true) = (&args.file, args.dry_run) {
-        return dry_run(args, file, targets, context);
+    if args.dry_run && args.from.is_none() {
+        return dry_run(args, targets, context);
     }
-    let source = match (&args.file, &args.from) {
-        (Some(file), _) => match small(file, &args.gear)? {
-            Some(source) => source,
-            None => {
-                somebody(targets, context)?;
-                upload(file, context)?
+    let sent = match &args.from {
+        None => {
+            let small = paths::small(&args.paths, args.name.as_deref(), &args.tree, &args.gear)?;
+            match small {
+                Some(sent) => sent,
+                None => {
+                    somebody(targets, context)?;
+                    paths::upload(&args.paths, args.name.as_deref(), &args.tree, context)?
+                }
             }
-        },
-        (None, Some(from)) => {
-            let (agent, path) = split_place(from, "--from AGENT:/path")?;
-            TransferSource::Agent { agent: agent.to_owned(), path: path.to_owned() }
         }
-        (None, None) => return Err(CliError::Usage("give a FILE or --from AGENT:/path".into())),
+        Some(from) => {
+            let (agent, path) = split_place(from, "--from AGENT:/path")?;
+            let source = TransferSource::Agent { agent: agent.to_owned(), path: path.to_owned() };
+            Sent { source, file_name: args.name.clone(), tree: args.tree.request() }
+        }
     };
     let request = TransferRequest {
-        source,
+        source: sent.source,
         targets: targets.to_owned(),
         directory: directory.to_owned(),
-        file_name: args.name.clone(),
+        file_name: sent.file_name,
         mode: args.mode,
         owner: args.owner.clone(),
         create_directory: args.mkdir,
@@ -117,6 +145,7 @@ pub fn run(args: &PushArgs, context: &Context) -> Outcome {
         gear: Some(args.gear.clone()),
         deliver_within_ms: Some(args.deliver_within),
         timeout_ms: Some(args.timeout),
+        tree: sent.tree,
     };
     let transfer: Transfer = context.client.post("/transfers", &request)?;
     if args.detach {
@@ -131,12 +160,11 @@ pub fn run(args: &PushArgs, context: &Context) -> Outcome {
     report(context, &detail)
 }
 
-/// Shows what the server's planner says of a file.
-fn dry_run(args: &PushArgs, file: &Path, targets: &str, context: &Context) -> Outcome {
-    let metadata = plain_file(file)?.1;
+/// Shows what the server's planner says of what would be sent.
+fn dry_run(args: &PushArgs, targets: &str, context: &Context) -> Outcome {
     let request = ForecastRequest {
         targets: targets.to_owned(),
-        size_bytes: metadata.len(),
+        size_bytes: paths::stream_bytes(&args.paths, &args.tree)?,
         rate_limit_bytes_per_s: args.limit,
         gear: Some(args.gear.clone()),
     };
@@ -166,48 +194,6 @@ fn dry_run(args: &PushArgs, file: &Path, targets: &str, context: &Context) -> Ou
     Ok(EXIT_OK)
 }
 
-/// A file that goes inside the request, where it is small enough and nothing else is asked for.
-fn small(path: &Path, gear: &str) -> Result<Option<TransferSource>, CliError> {
-    let (file, metadata) = plain_file(path)?;
-    if metadata.len() > INLINE_BYTES_MAX || !["auto", "inline"].contains(&gear) {
-        return Ok(None);
-    }
-    let cannot = |error| CliError::io(format!("cannot read {}", path.display()))(error);
-    let mut content = Vec::new();
-    file.take(metadata.len()).read_to_end(&mut content).map_err(cannot)?;
-    if content.len() as u64 != metadata.len() {
-        return Err(cannot(ErrorKind::UnexpectedEof.into()));
-    }
-    Ok(Some(TransferSource::Content {
-        name: name_of(path)?.to_owned(),
-        mode: metadata.permissions().mode() & 0o7777,
-        mtime_ms: mtime_ms(&metadata),
-        content_hex: hex_encode(&content),
-    }))
-}
-
-fn plain_file(path: &Path) -> Result<(File, Metadata), CliError> {
-    let cannot = |error| CliError::io(format!("cannot read {}", path.display()))(error);
-    let file = File::open(path).map_err(cannot)?;
-    let metadata = file.metadata().map_err(cannot)?;
-    if !metadata.is_file() {
-        return Err(CliError::Usage(format!("{} is not a regular file", path.display())));
-    }
-    Ok((file, metadata))
-}
-
-fn name_of(path: &Path) -> Result<&str, CliError> {
-    path.file_name().and_then(|name| name.to_str()).ok_or_else(|| {
-        CliError::Usage(format!("the name of {} is not UTF-8; give --name", path.display()))
-    })
-}
-
-fn mtime_ms(metadata: &Metadata) -> Option<i64> {
-    let modified = metadata.modified().ok()?;
-    let since = modified.duration_since(std::time::UNIX_EPOCH).ok()?;
-    i64::try_from(since.as_millis()).ok()
-}
-
 /// `SELECTOR:/folder` in its two parts; selectors may hold colons, so the last `:/` divides.
 fn split_place<'a>(text: &'a str, form: &str) -> Result<(&'a str, &'a str), CliError> {
     match text.rfind(":/") {
@@ -216,7 +202,7 @@ fn split_place<'a>(text: &'a str, form: &str) -> Result<(&'a str, &'a str), CliE
     }
 }
 
-/// A large file is not sent to the server for nobody.
+/// Much is not sent to the server for nobody.
 fn somebody(targets: &str, context: &Context) -> Result<(), CliError> {
     let query = [("selector", targets.to_owned()), ("limit", "1".to_owned())];
     let page: AgentList = context.client.get("/agents", &query)?;
@@ -229,53 +215,6 @@ fn somebody(targets: &str, context: &Context) -> Result<(), CliError> {
     Ok(())
 }
 
-fn upload(path: &Path, context: &Context) -> Result<TransferSource, CliError> {
-    let (file, metadata) = plain_file(path)?;
-    let name = name_of(path)?;
-    let mut query = vec![
-        ("name", name.to_owned()),
-        ("mode", (metadata.permissions().mode() & 0o7777).to_string()),
-    ];
-    query.extend(mtime_ms(&metadata).map(|time_ms| ("mtime_ms", time_ms.to_string())));
-    let length = metadata.len();
-    let mut progress = Progress::new(
-        &format!("upload {}", show::printable(name.to_owned())),
-        length,
-        true,
-        context.json,
-    );
-    // A file that grows while it is sent is cut at the length that was promised.
-    let mut content = Reading::new((&file).take(length), &mut progress);
-    let upload = context.client.upload(&query, length, &mut content);
-    let cannot = CliError::io(format!("cannot read {}", path.display()));
-    let after = file.metadata().map_err(cannot)?;
-    match upload {
-        // The server has a mixture, which it drops when nobody asks for it.
-        Ok(_) if stamp(&after) != stamp(&metadata) => {
-            progress.clear();
-            let path = path.display();
-            Err(CliError::Local(format!("{path} changed while it was read; push it again")))
-        }
-        Ok(upload) => {
-            progress.finish(&format!("{} to the server", quantity::bytes(length)));
-            Ok(TransferSource::Upload { upload_id: upload.upload_id })
-        }
-        Err(error) => {
-            progress.clear();
-            Err(error)
-        }
-    }
-}
-
-/// What changes when somebody writes into a file.
-fn stamp(metadata: &Metadata) -> (u64, (i64, i64), (i64, i64)) {
-    (
-        metadata.len(),
-        (metadata.mtime(), metadata.mtime_nsec()),
-        (metadata.ctime(), metadata.ctime_nsec()),
-    )
-}
-
 /// Waits for the end of a transfer, with progress.
 pub fn follow(context: &Context, id: &str) -> Result<TransferDetail, CliError> {
     let path = format!("/transfers/{id}");
@@ -285,19 +224,7 @@ pub fn follow(context: &Context, id: &str) -> Result<TransferDetail, CliError> {
         let query = [("limit", "1".into()), ("wait_ms", LOOK_MS.to_string())];
         let page: TransferDetail = context.client.get_patiently(&path, &query)?;
         let transfer = page.transfer;
-        let note = match transfer.phase {
-            TransferPhase::Offering => "the source hashes the file".to_owned(),
-            TransferPhase::Fetching => "the server takes the file from its source".to_owned(),
-            _ => {
-                let hosts = show::plural(transfer.hosts_total, "host");
-                let rate = match transfer.bytes_per_s {
-                    // Nothing was reported yet.
-                    0 => String::new(),
-                    rate => format!(", {}/s", quantity::bytes(rate)),
-                };
-                format!("{} of {hosts} verified{rate}", transfer.hosts_done)
-            }
-        };
+        let note = watch::line(&transfer);
         progress.set(transfer.verified_bytes, transfer.size_bytes * transfer.hosts_total, &note);
         if transfer.phase == TransferPhase::Ended {
             progress.clear();

@@ -8,6 +8,7 @@ use crate::client::word;
 use crate::error::{CliError, EXIT_OK};
 use crate::quantity;
 use crate::show::{self, Table};
+use crate::watch::{self, states};
 
 /// Flags of `transfer`.
 #[derive(Args, Debug)]
@@ -24,9 +25,9 @@ enum TransferCommand {
     Show {
         /// Its id
         id: String,
-        /// Wait for its end
-        #[arg(long)]
-        follow: bool,
+        /// Watch it until its end: a bar on a terminal, else a line every 2 s
+        #[arg(long, visible_alias = "follow")]
+        watch: bool,
     },
     /// Stop one; hosts that are done keep the file
     Cancel {
@@ -39,11 +40,11 @@ enum TransferCommand {
 pub fn run(args: &TransferArgs, context: &Context) -> Outcome {
     match &args.command {
         TransferCommand::Ls => list(context)?,
-        TransferCommand::Show { id, follow: true } => {
+        TransferCommand::Show { id, watch: true } => {
             let detail = push::follow(context, segment(id)?)?;
             return push::report(context, &detail);
         }
-        TransferCommand::Show { id, follow: false } => {
+        TransferCommand::Show { id, watch: false } => {
             show_one(context, &context.client.transfer(segment(id)?)?)?;
         }
         TransferCommand::Cancel { id } => {
@@ -57,11 +58,6 @@ pub fn run(args: &TransferArgs, context: &Context) -> Outcome {
         }
     }
     Ok(EXIT_OK)
-}
-
-fn states(transfer: &Transfer) -> String {
-    let states = transfer.hosts_by_state.iter();
-    states.map(|(state, count)| format!("{count} {state}")).collect::<Vec<_>>().join(", ")
 }
 
 fn list(context: &Context) -> Result<(), CliError> {
@@ -94,26 +90,26 @@ fn show_one(context: &Context, detail: &TransferDetail) -> Result<(), CliError> 
     }
     let transfer = &detail.transfer;
     show::line(&format!(
-        "{} to {}:{}, {}, phase {}, gear {}, root {}",
+        "{} to {}:{}, {}, phase {}, root {}",
         show::printable(transfer.file_name.clone()),
         transfer.targets,
         show::printable(transfer.directory.clone()),
         quantity::bytes(transfer.size_bytes),
         word(&transfer.phase),
-        transfer.gear,
         transfer.root
     ))?;
-    if !transfer.why.is_empty() {
-        show::line(&transfer.why)?;
-    }
     if !transfer.judgement.is_empty() {
         show::line(&transfer.judgement)?;
     }
     if !transfer.error.is_empty() {
         show::line(&show::printable(transfer.error.clone()))?;
     }
-    let mut table =
-        Table::new(&["AGENT", "HOST", "STATE", "VERIFIED", "RESUMED", "RATE", "REFUSED", "ERROR"]);
+    for line in watch::summary(transfer) {
+        show::line(&line)?;
+    }
+    let mut table = Table::new(&[
+        "AGENT", "HOST", "STATE", "VERIFIED", "RESUMED", "PEERS", "RATE", "REFUSED", "ERROR",
+    ]);
     for host in &detail.hosts {
         table.row([
             host.agent_id.clone(),
@@ -121,6 +117,7 @@ fn show_one(context: &Context, detail: &TransferDetail) -> Result<(), CliError> 
             word(&host.state),
             quantity::bytes(host.verified_bytes),
             quantity::bytes(host.resumed_bytes),
+            quantity::bytes(host.from_peers_bytes),
             format!("{}/s", quantity::bytes(host.bytes_per_s)),
             host.refused_blocks.to_string(),
             host.error.clone(),

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use skein_controlplane::api::types::{
-    Transfer, TransferDetail, TransferPhase, TransferRequest, TransferSource,
+    Transfer, TransferDetail, TransferPhase, TransferRequest, TransferSource, TreeRequest,
 };
 use skein_observe::names;
 
@@ -79,6 +79,7 @@ pub fn show(fleet: &Fleet, dir: &Path, file: &Path) -> Result<PushReport, CliErr
         gear: None,
         deliver_within_ms: None,
         timeout_ms: None,
+        tree: TreeRequest::default(),
     };
     let ordered = Instant::now();
     let transfer: Transfer = fleet.server.client().post("/transfers", &request)?;

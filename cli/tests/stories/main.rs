@@ -24,4 +24,6 @@ mod stalls;
 mod strangers;
 mod supervising;
 mod tls;
+mod trees;
+mod watching;
 mod world;

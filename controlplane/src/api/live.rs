@@ -17,6 +17,7 @@ use super::App;
 use super::error::ApiError;
 use super::extract::Query;
 use super::types::{TapLine, TapQuery, Upload, UploadQuery};
+use crate::transfers::Content;
 
 const MODE: u32 = 0o644;
 /// An upload that brings nothing for this long is given up.
@@ -37,8 +38,8 @@ pub async fn upload(
         return Err(ApiError::invalid("an upload needs a Content-Length"));
     };
     let mode = query.mode.unwrap_or(MODE);
-    let (chunks, finished) =
-        app.transfers.cache().receive(&query.name, mode, query.mtime_ms, length)?;
+    let content = Content { name: query.name, mode, mtime_ms: query.mtime_ms, tree: query.tree };
+    let (chunks, finished) = app.transfers.cache().receive(content, length)?;
     let finished = tokio::spawn(finished);
     let mut body = body.into_data_stream();
     // A client that stalls gives its room in the cache back; what came is short and refused.

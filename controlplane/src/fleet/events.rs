@@ -1,7 +1,7 @@
 //! What comes from the fleet, sorted by who has to know. Each subject has a bounded queue of its
 //! own, so that a flood of one (task output, say) does not delay another.
 
-use skein_wire::fleet::v1::FetchResult;
+use skein_wire::fleet::v1::{FetchResult, SeedSent};
 use skein_wire::ids::{AgentId, CommandId, TaskId, TransferId};
 use skein_wire::signal::v1::{FileOffer, MeshReport, TaskOutput, TaskUpdate, TransferUpdate};
 use tokio::sync::mpsc;
@@ -57,6 +57,8 @@ pub enum TransferEvent {
     Mesh(AgentId, MeshReport),
     /// A file was taken from an agent, or could not be.
     Fetched(FetchResult),
+    /// What a data process has sent of a file.
+    Sent(SeedSent),
 }
 
 /// The sending ends of the subjects' queues.

@@ -286,6 +286,9 @@ impl Server {
             From::Fetch(result) => {
                 let _ = self.inboxes.transfers.send(TransferEvent::Fetched(result)).await;
             }
+            From::SeedSent(sent) => {
+                let _ = self.inboxes.transfers.send(TransferEvent::Sent(sent)).await;
+            }
         }
     }
 

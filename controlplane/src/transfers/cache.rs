@@ -99,6 +99,19 @@ pub struct Cache {
     state: Mutex<State>,
 }
 
+/// What an uploader says of the bytes that follow.
+#[derive(Clone, Debug)]
+pub struct Content {
+    /// The file's name; what a tree shall be called.
+    pub name: String,
+    /// Permission bits.
+    pub mode: u32,
+    /// Time of last change; none: now.
+    pub mtime_ms: Option<i64>,
+    /// It is the stream of a tree.
+    pub tree: bool,
+}
+
 /// Room for an upload; given back when dropped.
 #[derive(Debug)]
 struct Room {
@@ -124,6 +137,7 @@ pub fn file_info(upload: &Upload) -> FileInfo {
         name: upload.name.clone(),
         mode: upload.mode,
         mtime_ms: upload.mtime_ms,
+        tree: upload.tree,
     }
 }
 
@@ -291,14 +305,13 @@ impl Cache {
     /// the stored file when the sender was dropped after the last.
     pub fn receive(
         self: &Arc<Self>,
-        name: &str,
-        mode: u32,
-        mtime_ms: Option<i64>,
+        content: Content,
         size_bytes: u64,
     ) -> Result<
         (mpsc::Sender<Bytes>, impl Future<Output = Result<Upload, CacheError>> + Send + use<>),
         CacheError,
     > {
+        let Content { name, mode, mtime_ms, tree } = content;
         check_file_name(name.as_bytes())
             .map_err(|error| CacheError::Invalid(format!("file name {name:?}: {error}")))?;
         if mode & !0o7777 != 0 {
@@ -308,7 +321,7 @@ impl Cache {
         let this = self.clone();
         let (chunks, queue) = mpsc::channel(CHUNKS_WAITING);
         let mtime_ms = mtime_ms.unwrap_or_else(clock::now_ms);
-        let attributes = Attributes { name: name.to_owned(), mode, mtime_ms };
+        let attributes = Attributes { name, mode, mtime_ms };
         // Refused here before the first byte.
         self.expect(&id, size_bytes)?;
         let room = Room { cache: self.clone(), id };
@@ -326,13 +339,18 @@ impl Cache {
                     return Err(error);
                 }
             };
-            this.keep(id, &manifest).await
+            this.keep(id, &manifest, tree).await
         };
         Ok((chunks, finished))
     }
 
     /// Enters a file that stands in the cache.
-    pub async fn keep(&self, id: TransferId, manifest: &Manifest) -> Result<Upload, CacheError> {
+    pub async fn keep(
+        &self,
+        id: TransferId,
+        manifest: &Manifest,
+        tree: bool,
+    ) -> Result<Upload, CacheError> {
         let now_ms = clock::now_ms();
         let upload = Upload {
             upload_id: id.to_string(),
@@ -342,6 +360,7 @@ impl Cache {
             piece_bytes: manifest.geometry.piece_bytes(),
             mode: manifest.mode,
             mtime_ms: manifest.mtime_ms,
+            tree,
             created_ms: now_ms,
             expires_ms: now_ms + self.limits.expiry_ms,
         };

@@ -7,7 +7,7 @@ use skein_filemesh::core::planner::INLINE_BYTES_MAX;
 use skein_filemesh::engine::check_file_name;
 use skein_wire::ids::{TransferId, hex_encode};
 
-use super::cache::HOSTS_ASSUMED;
+use super::cache::{Content, HOSTS_ASSUMED};
 use super::{TransferError, TransferRecord, Transfers};
 use crate::api::types::{TransferSource, Upload};
 
@@ -44,6 +44,7 @@ pub(super) fn of_request(
         piece_bytes,
         mode: *mode,
         mtime_ms: mtime_ms.unwrap_or(now_ms),
+        tree: false,
         created_ms: now_ms,
         expires_ms: now_ms,
     };
@@ -80,8 +81,9 @@ impl Transfers {
         file: &Upload,
         content: Bytes,
     ) -> Result<Upload, TransferError> {
-        let (name, mode, size) = (&file.name, file.mode, file.size_bytes);
-        let (chunks, stored) = self.cache.receive(name, mode, Some(file.mtime_ms), size)?;
+        let (name, mode, tree) = (file.name.clone(), file.mode, file.tree);
+        let named = Content { name, mode, mtime_ms: Some(file.mtime_ms), tree };
+        let (chunks, stored) = self.cache.receive(named, file.size_bytes)?;
         if !content.is_empty() {
             // Fails when the writer has ended, which then says why.
             let _ = chunks.send(content).await;
@@ -90,7 +92,7 @@ impl Transfers {
         let upload = stored.await?;
         let id = upload.upload_id.parse().ok();
         let kept = id.and_then(|id| self.cache.pin(&id));
-        kept.ok_or_else(|| TransferError::NoUpload(upload.upload_id))
+        kept.ok_or(TransferError::NoUpload(upload.upload_id))
     }
 }
 

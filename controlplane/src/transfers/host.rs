@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use skein_wire::ids::AgentId;
-use skein_wire::signal::v1::{TransferState, TransferUpdate};
+use skein_wire::limits::MESH_PEERS_MAX;
+use skein_wire::signal::v1::{ReceivedFrom, TransferState, TransferUpdate};
 
+use super::meter::Meter;
 use super::pace::HostPace;
 use crate::api::types::{TransferHost, TransferHostState};
 use crate::jobs::delivery::Delivery;
@@ -24,6 +26,12 @@ pub struct Final {
     /// Of those, what an earlier run had left.
     #[serde(default)]
     pub resumed_bytes: u64,
+    /// Of what came over the network, what other agents sent.
+    #[serde(default)]
+    pub from_peers_bytes: u64,
+    /// Who sent how much; counted when the host has ended and not kept.
+    #[serde(skip)]
+    pub received_from: Vec<(u32, u64)>,
     /// Blocks whose hash was wrong.
     #[serde(default)]
     pub refused_blocks: u64,
@@ -64,6 +72,8 @@ pub struct HostPush {
     pub pace: HostPace,
     /// When this process heard its end; 0: it did not.
     pub heard_ms: i64,
+    /// How fast it is.
+    pub meter: Meter,
 }
 
 impl HostPush {
@@ -73,13 +83,15 @@ impl HostPush {
             state: TransferHostState::Pending,
             verified_bytes: 0,
             resumed_bytes: 0,
+            from_peers_bytes: 0,
+            received_from: Vec::new(),
             refused_blocks: 0,
             error: String::new(),
             started_ms: 0,
             ended_ms: 0,
         };
         let (delivery, pace) = (Delivery::default(), HostPace::default());
-        Self { agent, hostname, run, delivery, pace, heard_ms: 0 }
+        Self { agent, hostname, run, delivery, pace, heard_ms: 0, meter: Meter::default() }
     }
 
     /// Where it stands.
@@ -127,6 +139,8 @@ impl HostPush {
             state: state.max(self.run.state),
             verified_bytes: update.verified_bytes,
             resumed_bytes: update.resumed_bytes,
+            from_peers_bytes: update.from_peers_bytes,
+            received_from: received_from(&update.received_from),
             refused_blocks: update.refused_blocks,
             error,
             started_ms: update.started_ms,
@@ -157,6 +171,7 @@ impl HostPush {
             state: run.state,
             verified_bytes: run.verified_bytes,
             resumed_bytes: run.resumed_bytes,
+            from_peers_bytes: run.from_peers_bytes,
             refused_blocks: run.refused_blocks,
             bytes_per_s: if run.started_ms > 0 { (moved as f64 / seconds) as u64 } else { 0 },
             error: run.error.clone(),
@@ -164,6 +179,10 @@ impl HostPush {
             ended_ms: run.ended_ms,
         }
     }
+}
+
+fn received_from(senders: &[ReceivedFrom]) -> Vec<(u32, u64)> {
+    senders.iter().take(MESH_PEERS_MAX).map(|from| (from.member, from.bytes)).collect()
 }
 
 #[cfg(test)]

@@ -115,6 +115,11 @@ impl Meshes {
         self.runs.insert(id, mesh);
     }
 
+    /// The hosts of a transfer that runs here; the first is member 1.
+    pub fn agents(&self, id: &TransferId) -> &[AgentId] {
+        self.runs.get(id).map_or(&[], |mesh| &mesh.agents)
+    }
+
     /// The transfer has ended. The answer is who took part.
     pub fn end(&mut self, id: &TransferId) -> Vec<AgentId> {
         self.runs.remove(id).map(|mesh| mesh.agents).unwrap_or_default()

@@ -1,4 +1,4 @@
-//! Transfers: one file to many hosts.
+//! Transfers: a file or a tree to many hosts.
 //!
 //! ```text
 //! upload ──────────────────────────────► running ─► ended
@@ -12,14 +12,18 @@
 
 mod cache;
 mod content;
+mod counts;
 mod gear;
 mod host;
 mod judged;
 mod membership;
 mod meshes;
+mod meter;
 mod pace;
+mod progress;
 mod rates;
 mod record;
+mod tree;
 mod worker;
 
 use std::collections::{BTreeMap, HashMap};
@@ -31,7 +35,7 @@ use skein_filemesh::core::planner::{Decision, PlannerSettings};
 use skein_wire::ids::{AgentId, TransferId};
 use tokio::sync::{Notify, mpsc, oneshot};
 
-pub use cache::{Cache, CacheError, CacheLimits};
+pub use cache::{Cache, CacheError, CacheLimits, Content};
 pub use host::{Final, HostPush};
 pub use membership::{Link, Membership, MembershipSendError, links_of};
 pub use record::{TransferError, TransferRecord};
@@ -95,6 +99,8 @@ struct Entry {
     /// Dispatches of its order by this process.
     dispatches: u32,
     speed: Speed,
+    /// What data processes have sent of it.
+    sent: progress::SourceSent,
     /// When the source was last asked to offer or the data process to fetch.
     asked_ms: i64,
     /// When the first host said that it has begun.
@@ -108,11 +114,13 @@ struct Entry {
 impl Entry {
     fn new(record: TransferRecord, hosts: Vec<HostPush>) -> Self {
         let (speed, ended_view) = (Speed::default(), OnceLock::new());
+        let sent = progress::SourceSent::default();
         Self {
             record,
             hosts,
             dispatches: 0,
             speed,
+            sent,
             asked_ms: 0,
             began_ms: None,
             course: None,
@@ -162,6 +170,7 @@ impl Entry {
             targets: record.targets.clone(),
             directory: record.directory.clone(),
             file_name: record.file_name.clone(),
+            tree: record.file.as_ref().is_some_and(|file| file.tree),
             gear: record.gear.gear.clone(),
             why: record.gear.why.clone(),
             predicted_ms: record.gear.predicted_ms,
@@ -184,6 +193,7 @@ impl Entry {
             verified_bytes,
             resumed_bytes,
             bytes_per_s: overall.unwrap_or(self.speed.per_second),
+            progress: progress::progress(self, clock::now_ms()),
         }
     }
 }
@@ -306,6 +316,10 @@ impl Transfers {
             TransferSource::Upload { upload_id } => {
                 let upload = upload_id.parse().ok().and_then(|id| self.cache.pin(&id));
                 let upload = upload.ok_or(TransferError::NoUpload(upload_id))?;
+                if let Err(error) = record.check_content(&upload) {
+                    upload.upload_id.parse().iter().for_each(|id| self.cache.unpin(id));
+                    return Err(error);
+                }
                 record.run(upload, now_ms);
             }
             TransferSource::Agent { agent, .. } => {

@@ -15,7 +15,8 @@ use super::gear::{self, Choice, GearChoice, Question};
 use super::host::{Final, HostPush};
 use super::judged::Judged;
 use super::rates::RateBook;
-use crate::api::types::{TransferPhase, TransferRequest, TransferSource, Upload};
+use super::tree;
+use crate::api::types::{TransferPhase, TransferRequest, TransferSource, TreeRequest, Upload};
 use crate::jobs::shelf::{Shelf, Stored};
 use crate::random;
 use crate::registry::{Registry, SelectorError};
@@ -120,6 +121,15 @@ pub struct TransferRecord {
     /// How near to the bound it came; said at the end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub judged: Option<Judged>,
+    /// How a tree is taken and put in place.
+    #[serde(default)]
+    pub tree: TreeRequest,
+    /// Content that the server sent, as far as it was known at the end.
+    #[serde(default)]
+    pub source_sent_bytes: u64,
+    /// Whether that is all.
+    #[serde(default)]
+    pub source_is_final: bool,
     /// What is wrong with the whole.
     #[serde(default)]
     pub error: String,
@@ -153,6 +163,7 @@ impl TransferRecord {
             return invalid(format!("owner {owner:?} is not `user` or `user:group`"));
         }
         gear::wanted(request.gear.as_deref())?;
+        tree::check(&request.tree)?;
         let timeout_ms = request.timeout_ms.unwrap_or(TIMEOUT_MS);
         let deliver_within_ms = request.deliver_within_ms.unwrap_or(DELIVER_WITHIN_MS);
         if timeout_ms == 0 || timeout_ms.max(deliver_within_ms) > TIMEOUT_MS_MAX {
@@ -179,6 +190,9 @@ impl TransferRecord {
             running_ms: None,
             content_hex: None,
             judged: None,
+            tree: request.tree,
+            source_sent_bytes: 0,
+            source_is_final: false,
             error: String::new(),
             cancel_ms: None,
             ended_ms: None,
@@ -193,6 +207,20 @@ impl TransferRecord {
         self.phase = TransferPhase::Running;
         self.file = Some(file);
         self.running_ms = Some(now_ms);
+    }
+
+    /// Refuses what is asked of a tree if `file`, which was uploaded, is none, and what is asked of
+    /// one file if it is.
+    pub fn check_content(&self, file: &Upload) -> Result<(), TransferError> {
+        match file.tree {
+            true if !self.file_name.is_empty() => Err(TransferError::Invalid(
+                "an uploaded tree has its names in it; upload it under another name".into(),
+            )),
+            false if self.tree != TreeRequest::default() => Err(TransferError::Invalid(
+                "what is asked of a tree does not fit an uploaded file; upload it as a tree".into(),
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// The id.
@@ -217,17 +245,21 @@ impl TransferRecord {
 
     /// The order to the targets.
     pub fn order(&self, id: &TransferId) -> JoinTransfer {
+        let is_tree = self.file.as_ref().is_some_and(|file| file.tree);
         JoinTransfer {
             transfer_id: id.to_bytes(),
             file: self.file_info(),
             directory: self.directory.clone(),
-            file_name: self.file_name.clone(),
+            file_name: if is_tree { String::new() } else { self.file_name.clone() },
             mode: self.mode,
             owner: self.owner.clone(),
             create_directory: self.create_directory,
             rate_limit_bytes_per_s: self.rate_limit_bytes_per_s,
             meshed: self.gear.is_meshed(),
             content: None,
+            refuse_existing: self.tree.refuse_existing,
+            times_of_arrival: self.tree.times_of_arrival,
+            owners_by_name: self.tree.owners_by_name,
         }
     }
 
@@ -317,6 +349,7 @@ pub(super) mod tests {
             gear: None,
             deliver_within_ms: None,
             timeout_ms: None,
+            tree: TreeRequest::default(),
         }
     }
 
@@ -324,7 +357,7 @@ pub(super) mod tests {
     fn hostile_paths_names_and_owners_are_refused() {
         assert!(TransferRecord::from_request(request(), 0).is_ok());
         type Change = fn(&mut TransferRequest);
-        let wrong: [(Change, &str); 10] = [
+        let wrong: [(Change, &str); 11] = [
             (|r| r.directory = "opt".into(), "absolute"),
             (|r| r.directory = "/opt/../etc".into(), "absolute"),
             (|r| r.directory = "/a\0b".into(), "absolute"),
@@ -335,6 +368,7 @@ pub(super) mod tests {
             (|r| r.owner = Some("a b".into()), "owner"),
             (|r| r.owner = Some("a:b:c".into()), "owner"),
             (|r| r.timeout_ms = Some(u64::MAX), "timeouts"),
+            (|r| r.tree.matching = vec!["(".into()], "pattern"),
         ];
         for (change, hint) in wrong {
             let mut request = request();
@@ -342,5 +376,38 @@ pub(super) mod tests {
             let error = TransferRecord::from_request(request, 0).unwrap_err().to_string();
             assert!(error.contains(hint), "{hint}: {error}");
         }
+    }
+
+    #[test]
+    fn an_agent_that_does_not_know_trees_refuses_the_order_of_one() {
+        let file = |tree| Upload {
+            upload_id: "x".into(),
+            name: "release".into(),
+            size_bytes: 7,
+            root: "00".repeat(32),
+            piece_bytes: 65_536,
+            mode: 0,
+            mtime_ms: 0,
+            tree,
+            created_ms: 0,
+            expires_ms: 0,
+        };
+        for tree in [true, false] {
+            let asked = TransferRequest {
+                tree: TreeRequest { refuse_existing: tree, ..TreeRequest::default() },
+                ..request()
+            };
+            let mut record = TransferRecord::from_request(asked, 0).unwrap();
+            record.check_content(&file(tree)).unwrap();
+            assert_eq!(record.check_content(&file(!tree)).is_err(), tree);
+            record.run(file(tree), 0);
+            let order = record.order(&TransferId([1; 16]));
+            assert_eq!(order.file.unwrap().tree, tree);
+            assert_eq!(order.file_name, if tree { "" } else { "release" });
+            assert_eq!(order.refuse_existing, tree);
+        }
+        let mut named = TransferRecord::from_request(request(), 0).unwrap();
+        named.file_name = "other".into();
+        assert!(named.check_content(&file(true)).is_err(), "a tree has its names in it");
     }
 }

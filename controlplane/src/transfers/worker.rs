@@ -12,6 +12,7 @@ use skein_wire::fleet::v1::{FetchResult, SeedFile, UnseedFile};
 use skein_wire::ids::{AgentId, TransferId};
 use skein_wire::signal::v1::{CancelTransfer, FileOffer, ReportAck, command_body, server_message};
 
+use super::counts::{Counts, sender};
 use super::host::{Final, HostPush, Report};
 use super::judged::{Course, Judged, judged};
 use super::meshes::Meshes;
@@ -42,6 +43,7 @@ pub struct Worker {
     fleet: Arc<Fleet>,
     commands: Commands<TransferId>,
     meshes: Meshes,
+    counts: Counts,
     ticks: u32,
 }
 
@@ -60,13 +62,15 @@ pub struct Group {
     fetch: HashSet<TransferId>,
     fetched: Vec<(TransferId, FetchResult)>,
     unseed: HashSet<TransferId>,
+    /// Ended transfers for which it is known what the server sent.
+    sent: Vec<TransferId>,
 }
 
 impl Worker {
     /// For a service and the fleet.
     pub fn new(transfers: Arc<Transfers>, fleet: Arc<Fleet>) -> Self {
         let (commands, meshes) = (Commands::default(), Meshes::default());
-        Self { transfers, fleet, commands, meshes, ticks: 0 }
+        Self { transfers, fleet, commands, meshes, counts: Counts::default(), ticks: 0 }
     }
 }
 
@@ -93,6 +97,17 @@ impl Work for Worker {
                     host.pace.report(moved, now_ms);
                     if matches!(report, Report::End(_)) {
                         host.heard_ms = now_ms;
+                    }
+                    // A quick host says that it is done before it was heard to run.
+                    let moves = match &report {
+                        Report::Progress => host.state() >= Host::Running,
+                        Report::End(_) => true,
+                        Report::Ended => false,
+                    };
+                    if moves {
+                        let gained = host.meter.note(moved, update.from_peers_bytes, now_ms);
+                        let (gear, registry) = (&entry.record.gear.gear, &self.transfers.registry);
+                        self.counts.gained(gear, registry, &agent, gained);
                     }
                     Some((place, report))
                 });
@@ -170,6 +185,14 @@ impl Work for Worker {
                 let Ok(id) = TransferId::from_slice(&result.transfer_id) else { return };
                 group.fetched.push((id, result));
             }
+            TransferEvent::Sent(sent) => {
+                let Ok(id) = TransferId::from_slice(&sent.transfer_id) else { return };
+                let Some(entry) = entries.get_mut(&id) else { return };
+                self.counts.sent(&entry.record.gear.gear, entry.sent.take(sent.bytes));
+                if sent.is_last && !entry.is_open() {
+                    group.sent.push(id);
+                }
+            }
         }
     }
 
@@ -211,6 +234,9 @@ impl Work for Worker {
             }
         }
         self.store_ends(&mut group).await;
+        for id in std::mem::take(&mut group.sent) {
+            self.store_sent(&id).await;
+        }
         let acks = group.acks.drain(..).map(|(agent, id)| {
             let ack = ReportAck { transfer_id: id.to_bytes(), ..ReportAck::default() };
             (agent, server_message::Kind::ReportAck(ack))
@@ -297,6 +323,24 @@ impl Worker {
             entry.record = record.clone();
         }
         Ok(())
+    }
+
+    /// Keeps what the server sent for an ended transfer.
+    async fn store_sent(&self, id: &TransferId) {
+        let record = self.transfers.lock().get(id).map(|entry| {
+            let mut record = entry.record.clone();
+            record.source_sent_bytes = record.source_sent_bytes.max(entry.sent.bytes());
+            record.source_is_final = true;
+            self.counts.source_known(entry, record.source_sent_bytes);
+            record
+        });
+        let Some(record) = record else { return };
+        if let Err(error) = self.store_record(id, &record).await {
+            tracing::warn!(transfer = %id, %error, "what the server sent is not stored");
+        }
+        if let Some(entry) = self.transfers.lock().get_mut(id) {
+            entry.ended_view.take();
+        }
     }
 
     fn look_at_deadlines(&self, group: &mut Group) {
@@ -436,6 +480,7 @@ impl Worker {
                     record.ended_ms = Some(clock::now_ms());
                     record.content_hex = None;
                     record.judged = self.judge(id, entry, ends);
+                    record.source_sent_bytes = entry.sent.bytes();
                     batch = record::SHELF.put_spec(batch, &record.transfer_id, &record)?;
                     closing.push(record);
                 }
@@ -447,9 +492,16 @@ impl Worker {
             let Some(entry) = entries.get_mut(id) else { continue };
             let word = state_word(&run.state);
             metrics::counter!(names::CONTROL_TRANSFERS, "state" => word).increment(1);
+            let mut run = run.clone();
+            let from = std::mem::take(&mut run.received_from);
+            let agents = self.meshes.agents(id);
+            let from =
+                from.iter().filter_map(|(member, bytes)| Some((sender(agents, *member)?, *bytes)));
+            let (gear, registry) = (&entry.record.gear.gear, &self.transfers.registry);
+            self.counts.host_ended(gear, registry, &entry.hosts[*place].agent, &run, from);
             let host = &mut entry.hosts[*place];
-            host.end(run.clone());
-            if run.state != Host::Done {
+            host.end(run);
+            if host.state() != Host::Done {
                 self.meshes.gone(id, &host.agent);
             }
             group.acks.push((host.agent.clone(), *id));
@@ -466,6 +518,7 @@ impl Worker {
                 }
                 entry.record = record;
                 learn(&self.transfers.rates, entry);
+                self.counts.ended(entry);
                 self.transfers.ends.notify_waiters();
                 // Whoever is done serves others until it hears that nobody needs it.
                 let took_part = self.meshes.end(&id);

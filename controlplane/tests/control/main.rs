@@ -5,6 +5,7 @@ mod gears;
 mod harness;
 mod hostile;
 mod operators;
+mod progress;
 mod restart;
 mod running_tasks;
 mod strangers;

@@ -30,6 +30,7 @@ fn push(source: TransferSource) -> TransferRequest {
         gear: None,
         deliver_within_ms: None,
         timeout_ms: None,
+        tree: TreeRequest::default(),
     }
 }
 

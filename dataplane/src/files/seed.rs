@@ -3,7 +3,8 @@
 use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use skein_filemesh::core::manifest::Manifest;
 use skein_filemesh::core::merkle::Hash;
@@ -26,6 +27,14 @@ pub struct SeedOffer {
     path: PathBuf,
     members: HashSet<AgentId>,
     open: OnceLock<Result<OpenSeed, String>>,
+    sent: Arc<Sent>,
+}
+
+/// Content that was sent of one transfer, over all its announcements.
+#[derive(Debug, Default)]
+struct Sent {
+    bytes: AtomicU64,
+    told_bytes: AtomicU64,
 }
 
 /// The open file and its hashes.
@@ -57,7 +66,34 @@ impl SeedOffer {
             path: PathBuf::from(seed.path),
             members,
             open: OnceLock::new(),
+            sent: Arc::default(),
         })
+    }
+
+    /// Goes on counting where an earlier announcement of the same transfer is.
+    pub fn continues(&mut self, earlier: &Self) {
+        self.sent = earlier.sent.clone();
+    }
+
+    /// Content is on its way to a member.
+    pub fn count_sent(&self, bytes: u64) {
+        self.sent.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Content that was sent, in bytes.
+    pub fn sent_bytes(&self) -> u64 {
+        self.sent.bytes.load(Ordering::Relaxed)
+    }
+
+    /// What was sent, if control was not told of that; [`Self::told`] says that it was.
+    pub fn untold(&self) -> Option<u64> {
+        let bytes = self.sent_bytes();
+        (bytes != self.sent.told_bytes.load(Ordering::Relaxed)).then_some(bytes)
+    }
+
+    /// Control was told of so many bytes.
+    pub fn told(&self, bytes: u64) {
+        self.sent.told_bytes.store(bytes, Ordering::Relaxed);
     }
 
     /// Whether this agent may fetch the file now.

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use metrics::gauge;
 use skein_observe::names;
 use skein_wire::fleet::v1::from_data::Kind;
-use skein_wire::fleet::v1::{FetchFile, FetchResult, SeedFile};
+use skein_wire::fleet::v1::{FetchFile, FetchResult, SeedFile, SeedSent};
 use skein_wire::ids::{AgentId, TransferId};
 
 use crate::fleet::FleetSender;
@@ -73,18 +73,23 @@ impl FileService {
 
     /// Offers a file; one that is offered already gets the new members.
     pub fn seed(&self, seed: SeedFile) {
-        let offer = match SeedOffer::new(seed) {
-            Ok(offer) => Arc::new(offer),
+        let mut offer = match SeedOffer::new(seed) {
+            Ok(offer) => offer,
             Err(error) => return tracing::error!(%error, "control announced a bad seed"),
         };
-        {
+        let offer = {
             let mut transfers = self.lock();
             if transfers.seeds.len() >= TRANSFERS_MAX {
                 return tracing::error!(transfer = %offer.transfer, "too many transfers; not served");
             }
+            if let Some(earlier) = transfers.seeds.get(&offer.info_hash) {
+                offer.continues(earlier);
+            }
+            let offer = Arc::new(offer);
             transfers.seeds.insert(offer.info_hash, offer.clone());
             transfers.report();
-        }
+            offer
+        };
         let service = self.clone();
         let submitted = self.pool().submit(move || {
             offer.open();
@@ -118,9 +123,37 @@ impl FileService {
     pub fn withdraw(&self, transfer_id: &[u8]) {
         let Ok(transfer) = TransferId::from_slice(transfer_id) else { return };
         let mut transfers = self.lock();
-        transfers.seeds.retain(|_, seed| seed.transfer != transfer);
+        let mut sent_bytes = 0;
+        transfers.seeds.retain(|_, seed| {
+            let stays = seed.transfer != transfer;
+            sent_bytes = if stays { sent_bytes } else { seed.sent_bytes() };
+            stays
+        });
         transfers.fetches.retain(|_, fetch| fetch.transfer != transfer);
         transfers.report();
+        drop(transfers);
+        self.tell_sent(&transfer, sent_bytes, true);
+    }
+
+    /// Tells control what was sent since it was last told. What cannot be told now comes with the
+    /// next call: the counts only grow.
+    pub fn report_sent(&self) {
+        let transfers = self.lock();
+        for seed in transfers.seeds.values() {
+            if let Some(bytes) = seed.untold()
+                && self.tell_sent(&seed.transfer, bytes, false)
+            {
+                seed.told(bytes);
+            }
+        }
+    }
+
+    fn tell_sent(&self, transfer: &TransferId, bytes: u64, is_last: bool) -> bool {
+        if self.inner.fleet.link().is_none() {
+            return false;
+        }
+        let sent = SeedSent { transfer_id: transfer.to_bytes(), bytes, is_last };
+        self.inner.fleet.push(Kind::SeedSent(sent), 0)
     }
 
     /// A fetch has ended, good or bad: control is told once.

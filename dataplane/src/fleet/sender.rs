@@ -182,6 +182,7 @@ fn label(kind: &Kind) -> &'static str {
         Kind::Tap(_) => "tap",
         Kind::Conflict(_) => "conflict",
         Kind::Fetch(_) => "fetch",
+        Kind::SeedSent(_) => "seed_sent",
         Kind::Register(_) | Kind::SessionUp(_) | Kind::SessionDown(_) | Kind::SnapshotEnd(_) => {
             "session"
         }

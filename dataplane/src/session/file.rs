@@ -233,6 +233,7 @@ impl SeedRun {
                 Some(Pull::Data { offset, len }) => {
                     let (offer, mut buffer) = (self.offer.clone(), std::mem::take(plain));
                     ctx.metrics.file_sent.increment(u64::from(len));
+                    self.offer.count_sent(u64::from(len));
                     submit(ctx, move || {
                         let read = match offer.opened() {
                             Some(Ok(open)) => open

@@ -73,7 +73,7 @@ impl Manifest {
         Ok(Self { geometry, root, name: info.name.clone(), mode, mtime_ms })
     }
 
-    /// The message that carries this manifest.
+    /// The message that carries this manifest, as that of a file.
     pub fn to_info(&self) -> FileInfo {
         FileInfo {
             size_bytes: self.geometry.size_bytes(),
@@ -82,6 +82,7 @@ impl Manifest {
             name: self.name.clone(),
             mode: self.mode,
             mtime_ms: self.mtime_ms,
+            tree: false,
         }
     }
 }
@@ -136,6 +137,7 @@ mod tests {
             name: "a".into(),
             mode: 0o644,
             mtime_ms: -5,
+            tree: false,
         }
     }
 

@@ -100,6 +100,14 @@ impl Inbound {
 }
 
 impl Taken {
+    /// The bytes `data`.
+    pub fn bytes(&self, data: Range<usize>) -> &[u8] {
+        match self {
+            Taken::Bytes(bytes) => &bytes[data],
+            Taken::View(view) => &view[data],
+        }
+    }
+
     /// Writes the bytes `data`, which are proved, at `offset` of `file`.
     pub fn write_to(
         &self,

@@ -78,7 +78,7 @@ pub struct Order {
 }
 
 enum Letter {
-    Order(Order),
+    Order(Box<Order>),
     Ack(ReportAck),
     Link(LinkEvent),
     Swept(TaskId, usize),
@@ -110,7 +110,7 @@ pub struct TaskHandle {
 impl TaskHandle {
     /// Hands over a verified command. When the service is behind, the command is refused.
     pub fn order(&self, order: Order) -> Result<(), &'static str> {
-        self.mailbox.send(Letter::Order(order)).map_err(|_| "busy")
+        self.mailbox.send(Letter::Order(Box::new(order))).map_err(|_| "busy")
     }
 
     /// The server has stored something of a task.
@@ -294,7 +294,7 @@ impl Service {
         let mut stop = false;
         for letter in self.inbox.take() {
             match letter {
-                Letter::Order(order) => self.take_order(order, &mut accepted),
+                Letter::Order(order) => self.take_order(*order, &mut accepted),
                 Letter::Ack(ack) => self.acknowledged(&ack),
                 Letter::Link(LinkEvent::Up) => {
                     self.tasks.values_mut().for_each(Task::forget_sent);

@@ -1,32 +1,33 @@
-//! The file of a swarm, while it arrives and afterwards.
+//! What a swarm has, while it arrives and afterwards.
 
-use std::fs::File;
+use super::super::arriving::{Arriving, Whole};
+use super::super::fetch::FetchEnd;
 use std::io;
-
-use skein_filemesh::engine::{FileError, PartialFile, append_at};
 
 /// Where the bytes are.
 pub(super) enum Content {
     /// Still arriving.
-    Partial(Box<PartialFile>),
-    /// All here. The descriptor stays good while the file gets its name, and after.
-    Whole(File),
+    Partial(Box<Arriving>),
+    /// All here, on its way to its place or there.
+    Whole(Whole),
 }
 
 impl Content {
     /// Writes proved bytes. What comes after the end comes twice and is dropped.
-    pub fn write_at(&mut self, offset: u64, data: &[u8]) -> Result<(), FileError> {
+    pub fn write_at(&mut self, offset: u64, data: &[u8]) -> Result<(), FetchEnd> {
         match self {
-            Self::Partial(file) => file.write_at(offset, data),
+            Self::Partial(arriving) => arriving.write_at(offset, data),
             Self::Whole(_) => Ok(()),
         }
     }
 
     /// Appends `len` bytes at `offset` to `out`.
-    pub fn append_at(&self, offset: u64, len: usize, out: &mut Vec<u8>) -> io::Result<()> {
+    pub fn append_at(&mut self, offset: u64, len: usize, out: &mut Vec<u8>) -> io::Result<()> {
         match self {
-            Self::Partial(file) => file.append_at(offset, len, out).map_err(io::Error::other),
-            Self::Whole(file) => append_at(file, offset, len, out),
+            Self::Partial(arriving) => {
+                arriving.append_at(offset, len, out).map_err(io::Error::other)
+            }
+            Self::Whole(whole) => whole.append_at(offset, len, out),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! One transfer among peers: drives a [`Swarm`] with connections on one side and files on the other.
 //!
 //! ```text
-//!   peer ══ [line] ── Heard(buffer) ──► swarm.receive ── Write ──► PartialFile ── finish ──► SeedFile
+//!   peer ══ [line] ── Heard(buffer) ──► swarm.receive ── Write ──► Arriving ── finish ──► Whole
 //!             ▲                                                        │                       │
 //!             └── output buffer ◄── swarm.next ◄── Data, Leaves ───────┴───────────────────────┘
 //! ```
@@ -24,7 +24,6 @@ use skein_filemesh::core::peer_wire::{Handshake, info_hash, peer_id};
 use skein_filemesh::core::plan::{HostPlan, Member};
 use skein_filemesh::core::seeder::ROOM_MIN;
 use skein_filemesh::core::swarm::{Action, Config, Dial, Pull, Start, Swarm};
-use skein_filemesh::engine::{Attributes, PartialFile};
 use skein_observe::names;
 use skein_wire::ids::TransferId;
 use tokio::sync::{mpsc, watch};
@@ -32,7 +31,8 @@ use tokio::sync::{mpsc, watch};
 use self::content::Content;
 use self::leaves::LeafStore;
 use self::line::{Letter, Line, OUT_BYTES};
-use self::report::Reports;
+use self::report::{Reports, from_peers, received_from};
+use super::arriving::Arriving;
 use super::fetch::FetchEnd;
 use super::{Shared, cancelled};
 use crate::clock;
@@ -51,8 +51,6 @@ pub(super) struct Order {
     pub id: TransferId,
     /// What is fetched.
     pub manifest: Manifest,
-    /// What the file gets when it is finished.
-    pub attributes: Attributes,
     /// Bytes per second in each direction; 0: no limit.
     pub rate_limit_bytes_per_s: u64,
 }
@@ -85,11 +83,11 @@ impl<'a> Run<'a> {
     pub async fn fetch(
         shared: &'a Shared,
         mut endpoint: Endpoint,
-        file: PartialFile,
+        file: Arriving,
         order: Order,
         cancel: &mut watch::Receiver<bool>,
     ) -> Result<Run<'a>, FetchEnd> {
-        let Order { id, manifest, attributes, rate_limit_bytes_per_s } = order;
+        let Order { id, manifest, rate_limit_bytes_per_s } = order;
         let me = tokio::select! {
             me = number(&mut endpoint) => me?,
             () = cancelled(cancel) => {
@@ -142,7 +140,7 @@ impl<'a> Run<'a> {
             () = cancelled(cancel) => Err(FetchEnd::Cancelled),
         };
         match fetched {
-            Ok(()) => run.finish(attributes).await.map(|()| run),
+            Ok(()) => run.finish().await.map(|()| run),
             Err(end) => {
                 run.lines.clear();
                 if let Content::Partial(file) = run.content {
@@ -188,19 +186,18 @@ impl<'a> Run<'a> {
     }
 
     /// Puts the file in its place; peers are served meanwhile.
-    async fn finish(&mut self, attributes: Attributes) -> Result<(), FetchEnd> {
-        let Content::Partial(file) = &mut self.content else { return Ok(()) };
-        let whole = Content::Whole(file.reader()?);
-        let Content::Partial(file) = std::mem::replace(&mut self.content, whole) else {
+    async fn finish(&mut self) -> Result<(), FetchEnd> {
+        let Content::Partial(arriving) = &mut self.content else { return Ok(()) };
+        let whole = Content::Whole(arriving.reader()?);
+        let Content::Partial(arriving) = std::mem::replace(&mut self.content, whole) else {
             return Ok(());
         };
-        let finishing = self.shared.on_disk(move || file.finish(&attributes));
+        let finishing = self.shared.finish(*arriving);
         tokio::pin!(finishing);
         loop {
             tokio::select! {
                 finished = &mut finishing => {
-                    finished??;
-                    return Ok(());
+                    return finished;
                 }
                 stepped = self.step() => stepped?,
             }
@@ -383,6 +380,11 @@ impl<'a> Run<'a> {
                 update.verified_bytes = progress.written_bytes;
                 update.resumed_bytes = progress.resumed_bytes;
                 update.refused_blocks = progress.refused_blocks;
+                let received = self.swarm.received();
+                update.from_peers_bytes = from_peers(received);
+                if self.is_fetched {
+                    update.received_from = received_from(received);
+                }
                 self.shared.board.set(self.id, update);
                 self.shared.changed.notify_one();
             }
@@ -408,7 +410,7 @@ async fn number(endpoint: &mut Endpoint) -> Result<Member, FetchEnd> {
     }
 }
 
-async fn abandon(shared: &Shared, id: &TransferId, file: PartialFile) {
+async fn abandon(shared: &Shared, id: &TransferId, file: Arriving) {
     if let Ok(Err(error)) = shared.on_disk(move || file.abandon()).await {
         tracing::warn!(transfer = %id, %error, "partial file is left");
     }

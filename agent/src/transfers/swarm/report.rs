@@ -1,7 +1,7 @@
 //! What control hears of a swarm: pieces gained, traffic, late parents. At most four times a second,
 //! at once when something is wrong; what cannot be said now is said later.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use skein_filemesh::core::hints::Progress;
@@ -9,10 +9,14 @@ use skein_filemesh::core::link::Have;
 use skein_filemesh::core::plan::{Member, STRIPES_MAX};
 use skein_filemesh::core::swarm::Report;
 use skein_wire::ids::TransferId;
+use skein_wire::limits::MESH_PEERS_MAX;
+use skein_wire::signal::v1::ReceivedFrom;
 use skein_wire::signal::v1::agent_message::Kind;
 
 use crate::link::{Outbox, Priority};
 
+/// The server's number: it has no agent id and is the first source.
+const SERVER: Member = 0;
 /// Between two reports.
 const REPORT_MS: u64 = 250;
 /// Ranges of pieces in one report: some 10 KiB.
@@ -103,6 +107,22 @@ impl Reports {
     }
 }
 
+/// What came from other agents, of what each member sent.
+pub(super) fn from_peers(received: &BTreeMap<Member, u64>) -> u64 {
+    received.iter().filter(|(member, _)| **member != SERVER).map(|(_, bytes)| bytes).sum()
+}
+
+/// Who sent how much; of more than [`MESH_PEERS_MAX`] members those who sent most.
+pub(super) fn received_from(received: &BTreeMap<Member, u64>) -> Vec<ReceivedFrom> {
+    let mut all: Vec<ReceivedFrom> = received
+        .iter()
+        .map(|(member, bytes)| ReceivedFrom { member: *member, bytes: *bytes })
+        .collect();
+    all.sort_by_key(|from| (std::cmp::Reverse(from.bytes), from.member));
+    all.truncate(MESH_PEERS_MAX);
+    all
+}
+
 /// Puts ranges in order and joins those that touch.
 fn merge(ranges: &mut Vec<Range<u32>>) {
     ranges.sort_unstable_by_key(|range| range.start);
@@ -125,6 +145,17 @@ mod tests {
         reports.everything(&Have::All, 9);
         let first = reports.gained.pop();
         assert_eq!((first, reports.gained.len(), reports.must), (Some(0..9), 0, true));
+    }
+
+    #[test]
+    fn what_the_server_sent_is_not_from_peers() {
+        let received = BTreeMap::from([(SERVER, 100), (3, 7), (9, 50)]);
+        assert_eq!(from_peers(&received), 57);
+        let named: Vec<_> = received_from(&received).iter().map(|from| from.member).collect();
+        assert_eq!(named, [SERVER, 9, 3], "who sent most comes first");
+        let many = (0..1_000).map(|member| (member, u64::from(member))).collect();
+        let named = received_from(&many);
+        assert_eq!((named.len(), named[0].member), (MESH_PEERS_MAX, 999));
     }
 
     #[test]

@@ -19,7 +19,7 @@
 //! | POST, GET `/admin-tokens`; DELETE `/admin-tokens/{id}` | [`AdminTokenRequest`] | [`AdminTokenCreated`], [`AdminTokenList`], [`Empty`] |
 //! | POST, GET `/streams`; PUT, DELETE `/streams/{name}` | [`StreamRequest`] | [`Stream`], [`StreamList`], [`Empty`] |
 //! | POST, GET `/routes`; DELETE `/routes/{name}` | [`RouteRequest`] | [`Route`], [`RouteList`], [`Empty`] |
-//! | PUT `/uploads?name&mode&mtime_ms` with the file as body | [`UploadQuery`] | [`Upload`] |
+//! | PUT `/uploads?name&mode&mtime_ms&tree` with the file, or a tree's stream, as body | [`UploadQuery`] | [`Upload`] |
 //! | GET `/uploads`; DELETE `/uploads/{id}` | – | [`UploadList`], [`Empty`] |
 //! | POST, GET `/transfers` | [`TransferRequest`] | [`Transfer`], [`TransferList`] |
 //! | POST `/transfers/forecast` | [`ForecastRequest`] | [`TransferForecast`] |
@@ -34,6 +34,7 @@
 
 mod agents;
 mod lanes;
+mod progress;
 mod routing;
 mod status;
 mod tasks;
@@ -45,6 +46,7 @@ use serde::{Deserialize, Serialize};
 
 pub use agents::*;
 pub use lanes::*;
+pub use progress::*;
 pub use routing::*;
 pub use status::*;
 pub use tasks::*;

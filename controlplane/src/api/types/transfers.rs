@@ -1,10 +1,12 @@
-//! Pushes: one file to many hosts.
+//! Pushes: a file or a tree to many hosts.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// Starts a push of one file.
+use super::TransferProgress;
+
+/// Starts a push of a file or a tree.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TransferRequest {
@@ -14,10 +16,10 @@ pub struct TransferRequest {
     pub targets: String,
     /// Folder on the targets, absolute.
     pub directory: String,
-    /// Name there (default: the source's).
+    /// Name there (default: the source's). The names of an uploaded tree are in it.
     #[serde(default)]
     pub file_name: Option<String>,
-    /// Permission bits there (default: the source's).
+    /// Permission bits there, of a tree's files (default: the source's).
     #[serde(default)]
     pub mode: Option<u32>,
     /// `user` or `user:group` (default: the agent's own).
@@ -38,6 +40,46 @@ pub struct TransferRequest {
     /// A host without final report after this time ends as `expired` (default 6 hours).
     #[serde(default)]
     pub timeout_ms: Option<u64>,
+    /// What is taken of a source agent's path, and how a tree is put in place.
+    #[serde(default)]
+    pub tree: TreeRequest,
+}
+
+/// What is taken of a source agent's path, which may be a directory (with `/` at its end: what is in
+/// it) or have wildcards; and how a tree is put into the folder. An uploaded tree was chosen by its
+/// uploader. A file takes part as it is where everything here has its default.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TreeRequest {
+    /// Regular expressions found anywhere in a path below the folder; none: everything.
+    pub matching: Vec<String>,
+    /// Globs of what is left out; without a slash they are about names at any depth.
+    pub exclude: Vec<String>,
+    /// Symbolic links.
+    pub links: TreeLinks,
+    /// Modes 0644 and 0755 instead of the files' own.
+    pub plain_modes: bool,
+    /// Owners are the source's, by name.
+    pub owners_by_name: bool,
+    /// Names of one file arrive as files of their own.
+    pub copy_hard_links: bool,
+    /// Modification times are those of the arrival.
+    pub times_of_arrival: bool,
+    /// Nothing that is there is replaced; else files are, one by one.
+    pub refuse_existing: bool,
+}
+
+/// What becomes of symbolic links.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TreeLinks {
+    /// They travel as links; one that leads out of the tree is refused.
+    #[default]
+    Keep,
+    /// What they lead to travels in their place, if it is in the tree.
+    Follow,
+    /// They are left out.
+    Skip,
 }
 
 /// Where a file comes from.
@@ -53,7 +95,7 @@ pub enum TransferSource {
     Agent {
         /// The agent: id, host name or address; must match exactly one.
         agent: String,
-        /// Absolute path there.
+        /// Absolute path there; see [`TreeRequest`].
         path: String,
     },
     /// A small file inside the request, so that nothing has to be uploaded before.
@@ -185,6 +227,9 @@ pub struct Transfer {
     pub directory: String,
     /// Name on the targets.
     pub file_name: String,
+    /// Whether it is a tree; `file_name` then only calls it something.
+    #[serde(default)]
+    pub tree: bool,
     /// How the file travels: `inline`, `direct`, `planned` or `mesh`.
     pub gear: String,
     /// Why, in one sentence; empty before it is decided.
@@ -231,6 +276,9 @@ pub struct Transfer {
     pub resumed_bytes: u64,
     /// Bytes per second over all hosts: since the last report while it runs, overall at the end.
     pub bytes_per_s: u64,
+    /// How far it is, when it will end, and where the bytes came from.
+    #[serde(default)]
+    pub progress: TransferProgress,
 }
 
 /// One transfer with a page of its hosts.
@@ -257,6 +305,9 @@ pub struct TransferHost {
     pub verified_bytes: u64,
     /// Of those, what an earlier run had left.
     pub resumed_bytes: u64,
+    /// Of what came over the network, what other hosts sent.
+    #[serde(default)]
+    pub from_peers_bytes: u64,
     /// Blocks that were refused because their hash was wrong.
     pub refused_blocks: u64,
     /// Bytes per second of this run.

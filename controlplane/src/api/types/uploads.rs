@@ -14,6 +14,9 @@ pub struct UploadQuery {
     /// Time of last change (default: now).
     #[serde(default)]
     pub mtime_ms: Option<i64>,
+    /// The body is the stream of a tree (`docs/filemesh.md`), not a file.
+    #[serde(default)]
+    pub tree: bool,
 }
 
 /// A file in the server's cache.
@@ -34,6 +37,9 @@ pub struct Upload {
     /// Time of last change at its source.
     #[serde(default)]
     pub mtime_ms: i64,
+    /// It is the stream of a tree, not a file.
+    #[serde(default)]
+    pub tree: bool,
     /// When it was stored.
     pub created_ms: i64,
     /// When it leaves the cache unless a transfer uses it.

@@ -8,7 +8,7 @@ use skein_wire::ids::{TransferId, hex_encode};
 use skein_wire::signal::v1::{FileOffer, OfferFile, command_body};
 
 use super::super::pace::Course;
-use super::super::{Entry, TransferError};
+use super::super::{Entry, TransferError, tree};
 use super::{Group, Worker, begin};
 use crate::api::types::{TransferPhase, TransferSource, Upload};
 use crate::clock;
@@ -72,6 +72,7 @@ impl Worker {
             piece_bytes: info.piece_bytes,
             mode: info.mode,
             mtime_ms: info.mtime_ms,
+            tree: info.tree,
             created_ms: now_ms,
             expires_ms: now_ms,
         };
@@ -112,7 +113,7 @@ impl Worker {
         let manifest = Manifest::from_info(&info)
             .map_err(|error| TransferError::Invalid(error.to_string()))?;
         let cache = &self.transfers.cache;
-        let upload = cache.keep(id, &manifest).await?;
+        let upload = cache.keep(id, &manifest, info.tree).await?;
         cache.pin(&id);
         record.run(upload, clock::now_ms());
         let mut decision = None;
@@ -131,7 +132,7 @@ impl Worker {
     pub(super) async fn ask_source(&mut self, id: TransferId) {
         let Some(record) = self.record(&id) else { return };
         let (Some(source), TransferSource::Agent { path, .. }) =
-            (record.source_id(), record.source)
+            (record.source_id(), record.source.clone())
         else {
             return;
         };
@@ -141,7 +142,8 @@ impl Worker {
         if let Some(entry) = self.transfers.lock().get_mut(&id) {
             entry.asked_ms = clock::now_ms();
         }
-        let order = OfferFile { transfer_id: id.to_bytes(), path, piece_bytes: 0 };
+        let tree = Some(tree::rules(&record.tree, &record.file_name));
+        let order = OfferFile { transfer_id: id.to_bytes(), path, piece_bytes: 0, tree };
         self.send(id, command_body::Kind::OfferFile(order), record.expire_ms, &[source]).await;
     }
 

@@ -123,6 +123,8 @@ pub struct Swarm {
     checked_ms: u64,
     up_bytes: u64,
     down_bytes: u64,
+    /// Proved bytes by the member that sent them.
+    received: BTreeMap<Member, u64>,
     report: Report,
     is_done: bool,
 }
@@ -160,6 +162,7 @@ impl Swarm {
             checked_ms: now_ms,
             up_bytes: 0,
             down_bytes: 0,
+            received: BTreeMap::new(),
             report: Report::default(),
             is_done: content.download.is_none(),
             content,
@@ -200,6 +203,12 @@ impl Swarm {
     /// Bytes of the file that were handed out to be sent, and that arrived, since the start.
     pub fn traffic(&self) -> (u64, u64) {
         (self.up_bytes, self.down_bytes)
+    }
+
+    /// Proved bytes by the member that sent them, since the start. What came twice counts for who
+    /// was first; what was resumed is not in it.
+    pub fn received(&self) -> &BTreeMap<Member, u64> {
+        &self.received
     }
 
     /// The pieces that are complete.

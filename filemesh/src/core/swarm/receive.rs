@@ -164,8 +164,12 @@ impl Swarm {
         };
         match download.block(block, &buf[data.clone()]) {
             Verdict::Write(offset) => {
+                let bytes = data.len() as u64;
                 push_write(actions, offset, data);
-                self.peers.get_mut(&key).into_iter().for_each(|peer| peer.was_useful = true);
+                if let Some(peer) = self.peers.get_mut(&key) {
+                    peer.was_useful = true;
+                    *self.received.entry(peer.member).or_default() += bytes;
+                }
                 self.proved(block, now_ms);
             }
             Verdict::Lie => {

@@ -89,6 +89,9 @@ pub enum ListingError {
     /// A symbolic link that says nothing, or nothing that one can say.
     #[error("the link of entry {0} is empty, too long or has a NUL byte")]
     Target(u32),
+    /// A symbolic link that leads out of the tree, see [`stays_within`].
+    #[error("the link of entry {0} leads out of the tree")]
+    Outside(u32),
     /// A hard link to something that is no file before it.
     #[error("entry {0} is another name of something that is no file before it")]
     HardLink(u32),
@@ -106,6 +109,16 @@ pub enum ListingError {
         /// What was signed.
         ordered: u64,
     },
+}
+
+/// Whether a symbolic link `depth` levels below the root that says `target` leads to something in
+/// the tree: it is relative, climbs no higher than the root, and does not climb after it went down,
+/// because what it went down through may be a link itself.
+pub fn stays_within(depth: u8, target: &[u8]) -> bool {
+    let steps = target.split(|byte| *byte == b'/').filter(|step| !matches!(*step, b"" | b"."));
+    let mut below = steps.skip_while(|step| *step == b"..");
+    let climbs = target.split(|byte| *byte == b'/').filter(|step| *step == b"..").count();
+    !target.starts_with(b"/") && climbs < usize::from(depth) && below.all(|step| step != b"..")
 }
 
 /// What every entry has.
@@ -136,7 +149,7 @@ pub enum Kind<'a> {
         /// The ranges, in order, apart from each other, at least one byte each.
         extents: &'a [Range<u64>],
     },
-    /// A symbolic link and what it says.
+    /// A symbolic link and what it says; it stays within the tree ([`stays_within`]).
     Symlink(&'a [u8]),
     /// Another name of the file that is this entry.
     HardLink(u32),
@@ -310,7 +323,7 @@ impl ListingBuilder {
         if usize::from(meta.owner) > self.listing.owners.len() {
             return Err(ListingError::Owner(entry));
         }
-        self.check_kind(entry, &kind)?;
+        self.check_kind(entry, depth, &kind)?;
         let encoded_bytes = self.encoded_bytes + super::codec::entry_bytes(name, &kind);
         if encoded_bytes > LISTING_BYTES_MAX as usize {
             return Err(ListingError::Bytes);
@@ -357,7 +370,7 @@ impl ListingBuilder {
         }
     }
 
-    fn check_kind(&self, entry: u32, kind: &Kind<'_>) -> Result<(), ListingError> {
+    fn check_kind(&self, entry: u32, depth: u8, kind: &Kind<'_>) -> Result<(), ListingError> {
         match *kind {
             Kind::Directory => Ok(()),
             Kind::File { size_bytes } | Kind::Sparse { size_bytes, .. }
@@ -379,7 +392,8 @@ impl ListingBuilder {
             }
             Kind::Symlink(target) => {
                 let legal = (1..=PATH_BYTES_MAX).contains(&target.len()) && !target.contains(&0);
-                legal.then_some(()).ok_or(ListingError::Target(entry))
+                legal.then_some(()).ok_or(ListingError::Target(entry))?;
+                stays_within(depth, target).then_some(()).ok_or(ListingError::Outside(entry))
             }
             Kind::HardLink(of) => {
                 let is_file = of < entry

@@ -28,7 +28,7 @@ fn sample() -> Listing {
     builder.push(1, b"a", META, Kind::Directory).unwrap();
     builder.push(2, b"empty", META, file(0)).unwrap();
     let small = builder.push(2, b"small", Meta { owner, ..META }, file(100)).unwrap();
-    builder.push(1, b"a\nb", META, Kind::Symlink(b"/etc/../x")).unwrap();
+    builder.push(1, b"a\nb", META, Kind::Symlink(b"./a/small")).unwrap();
     builder.push(1, b"big", META, file(LARGE_BYTES)).unwrap();
     let extents = [4096..8192, 1 << 40..(1 << 40) + 1];
     let sparse = Kind::Sparse { size_bytes: 1 << 41, extents: &extents };
@@ -71,7 +71,7 @@ fn hostile_entries_are_refused_and_leave_nothing() {
     let dense = 0..100;
     let empty = 7..7;
     let sparse = |extents| Kind::Sparse { size_bytes: 100, extents };
-    let cases: [(u8, &[u8], Meta, Kind<'_>, ListingError); 20] = [
+    let cases: [(u8, &[u8], Meta, Kind<'_>, ListingError); 22] = [
         (0, b"", META, Kind::Directory, ListingError::Root),
         (1, b"", META, file(0), ListingError::Name(2, NameError::Empty)),
         (1, b"..", META, file(0), ListingError::Name(2, NameError::Dots)),
@@ -91,6 +91,8 @@ fn hostile_entries_are_refused_and_leave_nothing() {
         (1, b"x", META, sparse(from_ref(&dense)), ListingError::Extents(2)),
         (1, b"x", META, sparse(from_ref(&empty)), ListingError::Extents(2)),
         (1, b"x", META, Kind::Symlink(&long_target), ListingError::Target(2)),
+        (1, b"x", META, Kind::Symlink(b"/etc/passwd"), ListingError::Outside(2)),
+        (1, b"x", META, Kind::Symlink(b"../x"), ListingError::Outside(2)),
         (1, b"x", META, Kind::HardLink(0), ListingError::HardLink(2)),
     ];
     for (depth, name, meta, kind, error) in cases {
@@ -104,6 +106,20 @@ fn hostile_entries_are_refused_and_leave_nothing() {
     assert_eq!(ListingBuilder::default().finish(), Err(ListingError::Root));
     let bad = OwnerNames { user: b"a:b".to_vec(), group: vec![] };
     assert_eq!(with_root().push_owner(bad), Err(ListingError::Owners));
+}
+
+#[test]
+fn links_stay_within_the_tree() {
+    let inside: [(u8, &[u8]); 6] =
+        [(1, b"a"), (1, b"./a/b"), (2, b"../a"), (3, b"../../a//b"), (3, b"../.."), (1, b"..a")];
+    let outside: [(u8, &[u8]); 6] =
+        [(1, b"/a"), (1, b".."), (2, b"../../a"), (2, b"a/../b"), (9, b"../a/.."), (1, b"./../a")];
+    for (depth, target) in inside {
+        assert!(stays_within(depth, target), "{} at {depth}", target.escape_ascii());
+    }
+    for (depth, target) in outside {
+        assert!(!stays_within(depth, target), "{} at {depth}", target.escape_ascii());
+    }
 }
 
 #[test]
@@ -197,7 +213,7 @@ fn any_listing() -> impl Strategy<Value = Listing> {
             let extents = [size / 4..size / 2 + 1, size + 70_000..size * 2 + 70_001];
             let kind = match kind {
                 0 | 1 => Kind::Directory,
-                2 => Kind::Symlink(b"../anything"),
+                2 => Kind::Symlink(b"anything"),
                 3 => Kind::Sparse { size_bytes: size * 2 + 70_001, extents: &extents },
                 4 => files.first().map_or(file(size), |of| Kind::HardLink(*of)),
                 _ => file(size),

@@ -10,7 +10,7 @@ use super::staged::StagedFile;
 use super::state_file::{StateFile, StateOf};
 use super::write_behind::KEPT_BYTES_MAX;
 use crate::core::bitfield::Bitfield;
-use crate::core::geometry::{BLOCK_BYTES, Geometry};
+use crate::core::geometry::Geometry;
 use crate::core::manifest::Manifest;
 use crate::core::name::check_file_name;
 use crate::engine::error::{Context, FileError};
@@ -114,8 +114,7 @@ impl PartialFile {
     /// Blocks that an earlier run may have written; for
     /// [`Download::new`](crate::core::download::Download::new), which proves them first.
     pub fn claimed(&self) -> Option<Bitfield> {
-        let claims = !self.is_new && self.state.blocks().next_one(0).is_some();
-        claims.then(|| self.state.blocks().clone())
+        self.state.claimed(self.is_new)
     }
 
     /// Writes proved `data` at `offset`: whole blocks from a block border on. Small neighbouring
@@ -137,17 +136,8 @@ impl PartialFile {
         Ok(())
     }
 
-    /// Claims the blocks that `data` is at `offset`.
     fn claim(&mut self, offset: u64, data: &[u8]) -> Result<Range<u32>, FileError> {
-        let end = offset + data.len() as u64;
-        let whole = end.is_multiple_of(u64::from(BLOCK_BYTES)) || end == self.geometry.size_bytes();
-        let start =
-            self.geometry.block_at(offset).filter(|_| whole && end <= self.geometry.size_bytes());
-        let start = start.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput));
-        let start = start.on("write other than whole blocks to", self.file.path())?;
-        let blocks = start..end.div_ceil(u64::from(BLOCK_BYTES)) as u32;
-        self.state.claim(blocks.clone())?;
-        Ok(blocks)
+        self.state.claim_bytes(&self.geometry, offset, data.len(), self.file.path())
     }
 
     /// Appends exactly `len` bytes at `offset` to `out`; on failure `out` is as before.

@@ -88,8 +88,32 @@ impl StateFile {
         &self.blocks
     }
 
+    /// The blocks that an earlier run claims, if this is not the first.
+    pub fn claimed(&self, is_new: bool) -> Option<Bitfield> {
+        let claims = !is_new && self.blocks.next_one(0).is_some();
+        claims.then(|| self.blocks.clone())
+    }
+
+    /// Claims the blocks that `len` bytes at `offset` of `path` are, which must be whole ones.
+    pub fn claim_bytes(
+        &mut self,
+        geometry: &Geometry,
+        offset: u64,
+        len: usize,
+        path: &Path,
+    ) -> Result<Range<u32>, FileError> {
+        let end = offset + len as u64;
+        let whole = end.is_multiple_of(u64::from(BLOCK_BYTES)) || end == geometry.size_bytes();
+        let start = geometry.block_at(offset).filter(|_| whole && end <= geometry.size_bytes());
+        let start = start.ok_or_else(|| std::io::Error::from(std::io::ErrorKind::InvalidInput));
+        let start = start.on("write other than whole blocks to", path)?;
+        let blocks = start..end.div_ceil(u64::from(BLOCK_BYTES)) as u32;
+        self.claim(blocks.clone())?;
+        Ok(blocks)
+    }
+
     /// Claims the groups of `blocks`, which are about to be written.
-    pub fn claim(&mut self, blocks: Range<u32>) -> Result<(), FileError> {
+    fn claim(&mut self, blocks: Range<u32>) -> Result<(), FileError> {
         let start = blocks.start / GROUP_BLOCKS * GROUP_BLOCKS;
         let end = blocks.end.next_multiple_of(GROUP_BLOCKS).min(self.blocks.len());
         let blocks = start..end;

@@ -56,7 +56,7 @@ pub fn hash_tree(
     let manifest = Manifest {
         geometry: tree.geometry,
         root: tree.root,
-        name: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        name: source.name().to_owned(),
         mode: u32::from(meta.mode) & MODE_TRAVELS,
         mtime_ms: meta.mtime_ns.div_euclid(1_000_000),
     };

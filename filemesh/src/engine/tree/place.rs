@@ -5,7 +5,7 @@
 //! in the way of something else ends it before anything moved.
 
 use super::dirs::Dirs;
-use super::stage::{Existing, Flush, TreeStage};
+use super::stage::{CONTENT, Existing, Flush, TreeStage};
 use super::sys as tree_sys;
 use super::writer::TreeWriter;
 use crate::core::bitfield::Bitfield;
@@ -76,13 +76,20 @@ struct Merge {
     /// Entries that move, each with everything below it.
     moves: Vec<u32>,
     path: PathBuf,
+    existing: Existing,
 }
 
 impl Merge {
-    fn plan(listing: &Listing, root: OwnedFd, path: PathBuf) -> Result<Self, FileError> {
+    fn plan(
+        listing: &Listing,
+        root: OwnedFd,
+        path: PathBuf,
+        existing: Existing,
+    ) -> Result<Self, FileError> {
         let mut merged = Bitfield::new(listing.len());
         merged.set(0);
-        let mut merge = Self { target: Dirs::new(Arc::new(root)), merged, moves: vec![], path };
+        let target = Dirs::new(Arc::new(root));
+        let mut merge = Self { target, merged, moves: vec![], path, existing };
         let mut entry = 1;
         while entry < listing.len() {
             entry = merge.plan_entry(listing, entry)?;
@@ -94,6 +101,9 @@ impl Merge {
     fn plan_entry(&mut self, listing: &Listing, entry: u32) -> Result<u32, FileError> {
         let is_directory = listing.kind(entry) == Kind::Directory;
         match (self.look(listing, entry)?, is_directory) {
+            (Some(what), _) if self.existing == Existing::Refuse => {
+                return Err(what.occupied(self.path_of(listing, entry)));
+            }
             (None, true) => {
                 self.moves.push(entry);
                 return Ok(listing.subtree_end(entry));
@@ -124,8 +134,9 @@ impl Merge {
             let path = self.path_of(listing, entry);
             let to = self.target.get(listing, parent).on("open directory", &path)?;
             let from = writer.dirs.get(listing, parent).on("open directory", &path)?;
-            if listing.kind(entry) == Kind::Directory {
-                move_directory(from.as_fd(), name, to.as_fd(), name, &path)?;
+            let is_directory = listing.kind(entry) == Kind::Directory;
+            if is_directory || self.existing == Existing::Refuse {
+                move_new(from.as_fd(), name, to.as_fd(), name, &path)?;
                 continue;
             }
             // Again, for the time that it took: a rename would replace a pipe or a device.
@@ -161,9 +172,13 @@ impl TreeStage {
         let path = self.final_path();
         let Some(writer) = &mut self.writer else { return Ok(()) };
         writer.settle_files()?;
-        check_free(&self.dir, &self.name, self.options.existing)?;
+        if self.name != CONTENT {
+            check_free(&self.dir, &self.name, self.options.existing)?;
+        }
         let mut merge = match tree_sys::open_dir(self.dir.as_fd(), &self.name) {
-            Ok(root) => Some(Merge::plan(&writer.listing, root, path.clone())?),
+            Ok(root) => {
+                Some(Merge::plan(&writer.listing, root, path.clone(), self.options.existing)?)
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(error).on("open directory", &path),
         };
@@ -184,7 +199,7 @@ impl TreeStage {
             Some(merge) => merge.carry_out(writer)?,
             None => {
                 let (from, to) = (self.staged.as_fd(), self.dir.as_fd());
-                move_directory(from, Self::tree_name(), to, &self.name, &path)?;
+                move_new(from, Self::tree_name(), to, &self.name, &path)?;
             }
         }
         match (&mut merge, self.options.flush) {
@@ -195,8 +210,8 @@ impl TreeStage {
     }
 }
 
-/// Renames a directory to a name that nothing has.
-fn move_directory(
+/// Renames something to a name that nothing has.
+fn move_new(
     from_dir: BorrowedFd<'_>,
     from: &[u8],
     to_dir: BorrowedFd<'_>,

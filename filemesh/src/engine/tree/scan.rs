@@ -8,13 +8,15 @@ use super::dirs::walk;
 use super::filter::Filter;
 use super::holes;
 use super::owners::OwnerTable;
+use super::pick::Picked;
 use super::source::{TreeSource, split};
 use super::sys as tree_sys;
 use crate::core::manifest::MODE_TRAVELS;
+use crate::core::name::check_file_name;
 use crate::core::tree::codec::encode;
 use crate::core::tree::layout::Layout;
 use crate::core::tree::listing::{
-    DEPTH_MAX, ENTRIES_MAX, Kind, ListingBuilder, ListingError, Meta,
+    DEPTH_MAX, ENTRIES_MAX, Kind, ListingBuilder, ListingError, Meta, stays_within,
 };
 use crate::engine::error::{Context, FileError};
 use crate::engine::{FileStamp, sys};
@@ -30,7 +32,7 @@ use std::sync::Arc;
 /// What becomes of a symbolic link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Links {
-    /// It travels as a link, wherever it points to.
+    /// It travels as a link. One that leads out of the tree is refused ([`stays_within`]).
     #[default]
     Keep,
     /// What it leads to travels in its place. One that leads out of the tree, to nothing, or to a
@@ -65,6 +67,8 @@ pub struct ScanRules {
     pub owner_names: bool,
     /// Names of one file arrive as names of one file, not as copies.
     pub hard_links: bool,
+    /// Modes are 0644, or 0755 of directories and of what anybody may execute, instead of their own.
+    pub plain_modes: bool,
 }
 
 /// Paths that [`Skipped`] names at most.
@@ -83,17 +87,22 @@ pub struct Skipped {
 /// is opened. A directory that changes meanwhile may be seen half in its old and half in its new
 /// state; each file is then read as it was seen here or refused.
 pub fn scan(path: &Path, rules: &ScanRules) -> Result<TreeSource, FileError> {
-    let root = OwnedFd::from(File::open(path).on("open directory", path)?);
-    let stat = sys::stat(root.as_fd()).on("look at", path)?;
-    if stat.st_mode & libc::S_IFMT != libc::S_IFDIR {
-        return Err(FileError::Directory { path: path.to_path_buf(), why: "it is no directory" });
-    }
-    let real = std::fs::read_link(tree_sys::path_of(root.as_fd())).on("resolve", path)?;
+    let path = std::fs::canonicalize(path).on("find", path)?;
+    scan_picked(&[Picked { path, name: None }], rules)
+}
+
+/// The same for several paths, which become one tree. Two that would have one name are refused.
+pub fn scan_picked(picked: &[Picked], rules: &ScanRules) -> Result<TreeSource, FileError> {
+    let path = common_directory(picked);
+    let slash = Arc::new(OwnedFd::from(File::open("/").on("open", Path::new("/"))?));
+    let open = |path: &Path| walk(&slash, path.as_os_str().as_bytes()).on("open directory", path);
+    let root = open(&path)?;
+    let stat = sys::stat(root.as_fd()).on("look at", &path)?;
     let mut walker = Walker {
         rules,
-        path,
-        real,
-        root: Arc::new(root),
+        path: &path,
+        within: PathBuf::new(),
+        root,
         builder: ListingBuilder::default(),
         stamps: vec![],
         elsewhere: HashMap::new(),
@@ -104,19 +113,71 @@ pub fn scan(path: &Path, rules: &ScanRules) -> Result<TreeSource, FileError> {
         above: vec![],
         relative: vec![],
     };
-    let meta = walker.meta(&stat)?;
+    let is_one = matches!(picked, [Picked { name: None, .. }]);
+    let meta = if is_one { walker.meta(&stat)? } else { Meta { mode: 0o755, ..Meta::default() } };
     walker.push(0, b"", meta, Kind::Directory, &stat)?;
-    let root = tree_sys::open_dir_to_read(walker.root.as_fd(), b".").on("open directory", path)?;
-    let included = rules.filter.includes(b"");
-    walker.directory(&root, &stat, &Place { depth: 1, real: vec![], included })?;
-    walker.finish()
+    let mut tops = vec![];
+    for picked in picked {
+        let dir = if picked.name.is_some() { picked.path.parent() } else { Some(&*picked.path) };
+        let dir = dir.unwrap_or(&picked.path);
+        let open = open(dir)?;
+        let below = dir.strip_prefix(&path).unwrap_or(dir).as_os_str().as_bytes().to_vec();
+        let names = match &picked.name {
+            Some(name) => {
+                let real = picked.path.file_name().unwrap_or_default().as_bytes().to_vec();
+                vec![(name.clone(), real)]
+            }
+            None => {
+                let open = tree_sys::open_dir_to_read(open.as_fd(), b".");
+                let names = walker.names_in(&open.on("open directory", dir)?)?;
+                names.into_iter().map(|name| (name.clone(), name)).collect()
+            }
+        };
+        for (name, real) in names {
+            tops.push(Top { name, real, below: below.clone(), dir: open.clone(), of: picked });
+        }
+    }
+    tops.sort_by(|a, b| a.name.cmp(&b.name));
+    if let Some(pair) = tops.windows(2).find(|pair| pair[0].name == pair[1].name) {
+        let path = pair[1].of.path.join(OsStr::from_bytes(&pair[1].name));
+        return Err(FileError::Refused { path, what: "the second of its name" });
+    }
+    for top in &tops {
+        walker.top(top)?;
+    }
+    walker.finish(picked)
+}
+
+/// What is directly below the root.
+struct Top<'a> {
+    /// Its name in the tree.
+    name: Vec<u8>,
+    /// Its name in `dir`.
+    real: Vec<u8>,
+    /// The path of `dir` below the root.
+    below: Vec<u8>,
+    dir: Arc<OwnedFd>,
+    of: &'a Picked,
+}
+
+/// The nearest directory that everything is in.
+fn common_directory(picked: &[Picked]) -> PathBuf {
+    let directory = |picked: &Picked| match picked.name {
+        Some(_) => picked.path.parent().unwrap_or(&picked.path).to_path_buf(),
+        None => picked.path.clone(),
+    };
+    let common = picked.iter().map(directory).reduce(|one, other| {
+        let same = one.components().zip(other.components()).take_while(|(a, b)| a == b);
+        same.map(|(component, _)| component).collect()
+    });
+    common.unwrap_or_else(|| "/".into())
 }
 
 struct Walker<'a> {
     rules: &'a ScanRules,
     path: &'a Path,
-    /// Where `path` is, links resolved.
-    real: PathBuf,
+    /// Links that are followed lead to something in it.
+    within: PathBuf,
     root: Arc<OwnedFd>,
     builder: ListingBuilder,
     stamps: Vec<FileStamp>,
@@ -150,6 +211,27 @@ struct Place {
 }
 
 impl Walker<'_> {
+    fn top(&mut self, top: &Top<'_>) -> Result<(), FileError> {
+        let Top { name, real, below, dir, of } = top;
+        self.within.clone_from(&of.path);
+        self.relative.clone_from(name);
+        if self.rules.filter.excludes(name) {
+            return Ok(());
+        }
+        let stat = sys::stat_at(dir.as_fd(), real).on("look at", &of.path)?;
+        let stat = stat.ok_or_else(|| FileError::Changed { path: of.path.clone() })?;
+        self.above.clear();
+        if of.name.is_none() {
+            let stat = sys::stat(dir.as_fd()).on("look at", &of.path)?;
+            self.above.push((stat.st_dev, stat.st_ino));
+        }
+        let filter = &self.rules.filter;
+        let included = filter.includes(b"") || filter.includes(name);
+        let at = Place { depth: 1, real: join(below, real), included };
+        let elsewhere = (at.real != *name).then(|| at.real.clone());
+        self.entry(dir, real, &stat, at, elsewhere)
+    }
+
     fn directory(
         &mut self,
         dir: &OwnedFd,
@@ -299,6 +381,9 @@ impl Walker<'_> {
                 let link = sys::open_at(dir.as_fd(), name, flags, 0);
                 let link = link.on("open", &self.here())?;
                 let target = sys::read_link(link.as_fd()).on("read", &self.here())?;
+                if !stays_within(at.depth, target.as_bytes()) {
+                    return self.refuse("a link that leads out of the tree");
+                }
                 self.push_pending()?;
                 let meta = Meta { mode: 0, ..self.meta(stat)? };
                 let kind = Kind::Symlink(target.as_bytes());
@@ -309,9 +394,12 @@ impl Walker<'_> {
 
     /// Takes what the link at `at` leads to.
     fn follow(&mut self, at: Place) -> Result<(), FileError> {
-        let target = std::fs::canonicalize(self.real.join(OsStr::from_bytes(&at.real)));
+        let target = std::fs::canonicalize(self.path.join(OsStr::from_bytes(&at.real)));
         let target = target.on("follow", &self.here())?;
-        let Ok(target) = target.strip_prefix(&self.real) else {
+        let Some(target) = Some(&*target)
+            .filter(|target| target.starts_with(&self.within))
+            .and_then(|target| target.strip_prefix(self.path).ok())
+        else {
             return self.refuse("a link that leads out of the tree");
         };
         let target = target.as_os_str().as_bytes().to_vec();
@@ -365,7 +453,13 @@ impl Walker<'_> {
             0
         };
         let mtime_ns = FileStamp::of_stat(stat).mtime_ns;
-        Ok(Meta { mode: (stat.st_mode & MODE_TRAVELS) as u16, owner, mtime_ns })
+        let is_directory = stat.st_mode & libc::S_IFMT == libc::S_IFDIR;
+        let mode = match self.rules.plain_modes {
+            true if is_directory || stat.st_mode & 0o111 != 0 => 0o755,
+            true => 0o644,
+            false => stat.st_mode & MODE_TRAVELS,
+        };
+        Ok(Meta { mode: mode as u16, owner, mtime_ns })
     }
 
     fn skip(&mut self, what: &'static str) -> Result<(), FileError> {
@@ -385,8 +479,14 @@ impl Walker<'_> {
         self.path.join(OsStr::from_bytes(&self.relative))
     }
 
-    fn finish(self) -> Result<TreeSource, FileError> {
+    fn finish(self, picked: &[Picked]) -> Result<TreeSource, FileError> {
         let path = self.path.to_path_buf();
+        let named = |picked: &Picked| match &picked.name {
+            Some(name) => name.clone(),
+            None => picked.path.file_name().unwrap_or_default().as_bytes().to_vec(),
+        };
+        let name = picked.first().map(named).and_then(|name| String::from_utf8(name).ok());
+        let name = name.filter(|name| check_file_name(name.as_bytes()).is_ok());
         let refuse = |source| FileError::Listing { path: path.clone(), source };
         let listing = self.builder.finish().map_err(refuse)?;
         let encoded = encode(&listing);
@@ -396,7 +496,8 @@ impl Walker<'_> {
             path: self.path.to_path_buf(),
             listing,
             encoded,
-            layout,
+            layout: Arc::new(layout),
+            name: name.unwrap_or_else(|| "tree".into()),
             stamps: self.stamps,
             elsewhere: Arc::new(self.elsewhere),
             skipped: self.skipped,

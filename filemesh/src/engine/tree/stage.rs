@@ -14,6 +14,8 @@
 //! is a claim here as there: who resumes proves them by [`TreeStage::append_at`] first.
 
 use super::remove::remove_tree;
+use super::scan::Skipped;
+use super::source::{TreeReader, TreeSource, append_parts, zeros};
 use super::sys as tree_sys;
 use super::writer::{Padding, TreeWriter};
 use super::{Ownership, place};
@@ -42,10 +44,14 @@ const MOVE_BYTES: u64 = 256 * 1024;
 const STREAM: &[u8] = b"stream";
 const TREE: &[u8] = b"tree";
 
+/// The name of a tree whose entries are put beside what the target directory holds already.
+pub const CONTENT: &[u8] = b".";
+
 /// What to do if something has the tree's name already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Existing {
-    /// Nothing is replaced.
+    /// Nothing is replaced. Of [`CONTENT`], whatever has the name of one of its entries is in the
+    /// way, a directory too.
     #[default]
     Refuse,
     /// A directory is merged into: its files are replaced one by one, what the tree does not have
@@ -72,6 +78,10 @@ pub struct TreeOptions {
     pub existing: Existing,
     /// Whether it must survive a power loss.
     pub flush: Flush,
+    /// Mode of all files, set-id bits too; `None`: each its own.
+    pub mode: Option<u32>,
+    /// Modification times are those of the arrival, not the source's.
+    pub own_times: bool,
 }
 
 /// A tree that is being received. Dropping it keeps it for a later run.
@@ -95,7 +105,7 @@ pub struct TreeStage {
 }
 
 impl TreeStage {
-    /// Opens the staged tree of `transfer` that will be `name` in `dir`, or makes it. Its state is
+    /// Opens the staged tree of `transfer` that will be `name` in `dir` (or [`CONTENT`]), or makes it. Its state is
     /// kept in `state_dir`, which must exist. `manifest` is that of the stream.
     pub fn open(
         dir: TargetDir,
@@ -105,8 +115,10 @@ impl TreeStage {
         state_dir: &Path,
         options: TreeOptions,
     ) -> Result<Self, FileError> {
-        check_file_name(name)?;
-        place::check_free(&dir, name, options.existing)?;
+        if name != CONTENT {
+            check_file_name(name)?;
+            place::check_free(&dir, name, options.existing)?;
+        }
         let staged_name = staged_name(transfer);
         let (staged, is_new) = open_staged(&dir, &staged_name)?;
         let opened = Self::prepare(&dir, &staged, &staged_name, transfer, manifest, state_dir);
@@ -184,8 +196,7 @@ impl TreeStage {
     /// Blocks that an earlier run may have written; for
     /// [`Download::new`](crate::core::download::Download::new), which proves them first.
     pub fn claimed(&self) -> Option<Bitfield> {
-        let claims = !self.is_new && self.state.blocks().next_one(0).is_some();
-        claims.then(|| self.state.blocks().clone())
+        self.state.claimed(self.is_new)
     }
 
     /// The listing, once it is known. A resumed one is a claim too until its blocks are proved.
@@ -195,7 +206,7 @@ impl TreeStage {
 
     /// Where the tree will be.
     pub fn final_path(&self) -> PathBuf {
-        self.dir.entry(&self.name)
+        if self.name == CONTENT { self.dir.path().into() } else { self.dir.entry(&self.name) }
     }
 
     /// Writes proved `data` at `offset` of the stream: whole blocks from a block border on. Small
@@ -203,14 +214,8 @@ impl TreeStage {
     /// listing becomes complete, all directories are made. After an error the stage is to be
     /// abandoned.
     pub fn write_at(&mut self, offset: u64, data: &[u8]) -> Result<(), FileError> {
-        let end = offset + data.len() as u64;
-        let whole = end.is_multiple_of(u64::from(BLOCK_BYTES)) || end == self.geometry.size_bytes();
-        let start =
-            self.geometry.block_at(offset).filter(|_| whole && end <= self.geometry.size_bytes());
-        let start = start.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput));
-        let start = start.on("write other than whole blocks to", self.stream.path())?;
-        let blocks = start..end.div_ceil(u64::from(BLOCK_BYTES)) as u32;
-        self.state.claim(blocks.clone())?;
+        let path = self.stream.path();
+        let blocks = self.state.claim_bytes(&self.geometry, offset, data.len(), path)?;
         self.written.set_range(blocks);
         match &mut self.writer {
             Some(writer) => {
@@ -255,7 +260,8 @@ impl TreeStage {
         let owners = self.options.ownership.resolve(&listing)?;
         let base = self.dir.entry(&self.staged_name).join("tree");
         let root = tree_sys::open_dir(self.staged.as_fd(), TREE).on("open directory", &base)?;
-        let mut writer = TreeWriter::new(listing, layout, Arc::new(root), base, owners);
+        let mut writer =
+            TreeWriter::new(listing, layout, Arc::new(root), base, owners, &self.options);
         writer.make_skeleton()?;
         self.move_early(&mut writer)?;
         self.writer = Some(writer);
@@ -336,35 +342,42 @@ impl TreeStage {
         len: usize,
         out: &mut Vec<u8>,
     ) -> Result<(), FileError> {
-        let start = out.len();
-        let result = self.read(offset, len, out);
-        if result.is_err() {
-            out.truncate(start);
-        }
-        result
-    }
-
-    fn read(&mut self, offset: u64, len: usize, out: &mut Vec<u8>) -> Result<(), FileError> {
         let Some(writer) = &mut self.writer else {
             return self.stream.append_at(offset, len, out);
         };
-        let layout = writer.layout.clone();
-        let (start, end) = (out.len(), offset.saturating_add(len as u64));
-        for part in layout.parts(offset..end) {
-            match part {
-                Part::Listing(range) => {
-                    let len = (range.end - range.start) as usize;
-                    self.stream.append_at(range.start, len, out)?;
-                }
-                Part::Padding(len) => out.resize(out.len() + len as usize, 0),
-                Part::File { entry, offset, len } => {
-                    writer.read(entry, offset, len as usize, out)?;
-                }
+        let (layout, stream) = (writer.layout.clone(), &self.stream);
+        let range = offset..offset.saturating_add(len as u64);
+        append_parts(&layout, range, stream.path(), out, |part, out| match part {
+            Part::Listing(range) => {
+                stream.append_at(range.start, (range.end - range.start) as usize, out)
             }
-        }
-        let whole = out.len() - start == len;
-        let whole = whole.then_some(()).ok_or(io::Error::from(io::ErrorKind::UnexpectedEof));
-        whole.on("read past the end of", self.stream.path())
+            Part::Padding(len) => zeros(len, out),
+            Part::File { entry, offset, len } => writer.read(entry, offset, len as usize, out),
+        })
+    }
+
+    /// Reads what is complete, from here and, as soon as it has moved there, from its final place;
+    /// for those who still fetch it. `None` before the listing is known.
+    pub fn reader(&mut self) -> Result<Option<TreeReader>, FileError> {
+        let path = self.final_path();
+        let Some(writer) = &mut self.writer else { return Ok(None) };
+        writer.settle_files()?;
+        let mut encoded = vec![];
+        self.stream.append_at(0, writer.layout.listing_bytes() as usize, &mut encoded)?;
+        let source = TreeSource {
+            root: writer.dirs.root().clone(),
+            path,
+            listing: writer.listing.clone(),
+            encoded,
+            layout: writer.layout.clone(),
+            stamps: vec![],
+            elsewhere: Arc::default(),
+            skipped: Skipped::default(),
+            name: String::new(),
+        };
+        let place = self.dir.as_fd().try_clone_to_owned().on("open again", self.dir.path())?;
+        let name = (self.name != CONTENT).then(|| self.name.clone());
+        Ok(Some(TreeReader::arrived(source, Arc::new(place), name, self.options.own_times)))
     }
 
     /// Completes the tree: attributes, flush, rename into place. Call it when every block is

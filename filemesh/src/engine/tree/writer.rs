@@ -5,6 +5,7 @@
 //! they are being written, a few at a time.
 
 use super::dirs::Dirs;
+use super::stage::TreeOptions;
 use super::sys as tree_sys;
 use crate::core::bitfield::Bitfield;
 use crate::core::geometry::BLOCK_BYTES;
@@ -42,6 +43,9 @@ pub(super) struct TreeWriter {
     open: VecDeque<Open>,
     /// Entries that are complete and have their attributes.
     settled: Bitfield,
+    /// Of all files.
+    mode: Option<u32>,
+    own_times: bool,
 }
 
 #[derive(Debug)]
@@ -59,10 +63,12 @@ impl TreeWriter {
         root: Arc<OwnedFd>,
         path: PathBuf,
         owners: Vec<Owner>,
+        options: &TreeOptions,
     ) -> Self {
         let settled = Bitfield::new(listing.len());
         let (dirs, layout) = (Dirs::new(root), Arc::new(layout));
-        Self { listing, layout, dirs, path, owners, open: VecDeque::new(), settled }
+        let (open, mode, own_times) = (VecDeque::new(), options.mode, options.own_times);
+        Self { listing, layout, dirs, path, owners, open, settled, mode, own_times }
     }
 
     /// The path of `entry`, for messages.
@@ -108,8 +114,10 @@ impl TreeWriter {
             let changed = tree_sys::change_link_owner(dir, name, uid, gid);
             changed.on("change the owner of", &self.path_of(entry))?;
         }
-        let changed = tree_sys::set_link_mtime(dir, name, meta.mtime_ns);
-        changed.on("change the time of", &self.path_of(entry))?;
+        if !self.own_times {
+            let changed = tree_sys::set_link_mtime(dir, name, meta.mtime_ns);
+            changed.on("change the time of", &self.path_of(entry))?;
+        }
         self.settled.set(entry);
         Ok(())
     }
@@ -269,10 +277,14 @@ impl TreeWriter {
         let result = change_owner(fd, owner)
             .map_err(failed("change the owner of"))
             .and_then(|()| {
-                let changed = tree_sys::set_mode(fd, u32::from(meta.mode));
-                changed.map_err(failed("change the mode of"))
+                let is_directory = self.listing.kind(entry) == Kind::Directory;
+                let mode = self.mode.filter(|_| !is_directory).unwrap_or(meta.mode.into());
+                tree_sys::set_mode(fd, mode).map_err(failed("change the mode of"))
             })
             .and_then(|()| {
+                if self.own_times {
+                    return Ok(());
+                }
                 let changed = tree_sys::set_mtime(fd, meta.mtime_ns);
                 changed.map_err(failed("change the time of"))
             });

@@ -2,7 +2,7 @@
 
 use super::super::extension::Take;
 use super::super::{Config, Dial, Pull, Start, Swarm};
-use super::net::{Net, trees};
+use super::net::{Net, Node, trees};
 use crate::core::leecher::{self, Leecher, LeecherOptions};
 use crate::core::link::Have;
 use crate::core::peer_wire::{BlockRange, HANDSHAKE_BYTES};
@@ -38,6 +38,11 @@ pub fn last_us(net: &Net) -> u64 {
 pub fn assert_true_copies(net: &Net) {
     for (at, node) in net.nodes.iter().enumerate().filter(|(_, node)| !node.is_mute) {
         assert!(node.disk == net.source().data, "member {at} holds other bytes");
+        // Each proved byte has one sender, whatever came twice.
+        let Some(progress) = node.swarm.progress() else { continue };
+        let received: u64 = node.swarm.received().values().sum();
+        let fetched = net.source().data.len() as u64 - progress.resumed_bytes;
+        assert_eq!(received, fetched, "what member {at} got by sender");
     }
 }
 
@@ -58,6 +63,9 @@ fn interleaved_trees_reach_the_bound_and_the_source_sends_one_copy() {
         let progress = node.swarm.progress().unwrap();
         assert_eq!((progress.refused_blocks, progress.wasted_blocks), (0, 0), "seed {seed}");
     }
+    // Nothing came twice, so what the members got from the source is what it sent.
+    let from_source = |node: &Node| node.swarm.received().get(&0).copied().unwrap_or(0);
+    assert_eq!(net.nodes[1..].iter().map(from_source).sum::<u64>(), source_sent);
 }
 
 #[test]
