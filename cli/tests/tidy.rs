@@ -17,7 +17,7 @@ const ARROWS: [(&str, &[&str]); 7] = [
     ("dataplane", &["skein-wire", "skein-filemesh", "skein-observe"]),
     ("controlplane", &["skein-wire", "skein-filemesh", "skein-observe"]),
     ("agent", &["skein-wire", "skein-filemesh", "skein-observe"]),
-    ("sim", &["skein-filemesh"]),
+    ("sim", &["skein-wire", "skein-filemesh"]),
 ];
 
 /// What code without I/O may use from outside.

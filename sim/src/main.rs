@@ -95,6 +95,15 @@ struct Run {
     /// where hosts would have to prove too many blocks (planned and mesh only)
     #[arg(long)]
     scale: Option<u32>,
+    /// Let control know the rates of all hosts; by default it has to learn them
+    #[arg(long)]
+    known_rates: bool,
+    /// Time that the coordinator takes for a message; by default 5us
+    #[arg(long)]
+    message_cost: Option<Span>,
+    /// The same for making and sending one host's plan; by default 20us
+    #[arg(long)]
+    plan_cost: Option<Span>,
     /// Print JSON instead of text
     #[arg(long)]
     json: bool,
@@ -222,7 +231,13 @@ impl Run {
         }
         let content = Content::new(size, piece, scale, self.seed)?;
         let mut world = self.world(topology, faults, bound, scale);
-        let costs = Costs::default();
+        let usual = Costs::default();
+        let costs = Costs {
+            knows_rates: self.known_rates,
+            message: self.message_cost.map_or(usual.message, |span| span.0),
+            plan: self.plan_cost.map_or(usual.plan, |span| span.0),
+            ..usual
+        };
         let run = mesh::run(&mut world, &content, gear, costs, self.seed, end(bound));
         self.draw(&world, &run.outcome, bound)?;
         let mut report = Report::new(question, bound, &run.outcome, &world);
@@ -231,6 +246,7 @@ impl Run {
             plans: run.plans,
             coordinator_ms: run.coordinator_worked / MILLISECOND,
             connections: run.connections,
+            control_bytes: run.control_bytes,
             false_writes: run.false_writes,
         });
         Ok(report)

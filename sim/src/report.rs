@@ -93,7 +93,7 @@ pub struct Crossing {
 }
 
 /// What only a run of the shipping core can say.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct CoreFacts {
     /// Bytes that one simulated byte of the file stood for.
     pub scale: u32,
@@ -103,6 +103,8 @@ pub struct CoreFacts {
     pub coordinator_ms: u64,
     /// Connections that were made.
     pub connections: u64,
+    /// Bytes per host and piece between control and hosts: of reports, plans, and signed lists.
+    pub control_bytes: [f64; 3],
     /// Writes that were not the file's bytes: a defect if not 0.
     pub false_writes: u64,
 }
@@ -250,9 +252,14 @@ impl Report {
             line("twice", format!("{:.4} x the file over all hosts", self.wasted_copies));
         }
         if let Some(core) = &self.core {
-            let CoreFacts { scale, plans, coordinator_ms, connections, false_writes } = core;
+            let CoreFacts { scale, plans, coordinator_ms, connections, false_writes, .. } = core;
             let work = format!("{plans} plans, coordinator busy {coordinator_ms} ms");
             line("core", format!("{work}, {connections} connections, scale {scale}"));
+            let [reports, plans, lists] = core.control_bytes;
+            let hints = reports + plans;
+            let parts = format!("reports {reports:.3}, plans {plans:.3}");
+            let text = format!("{hints:.3} bytes per host and piece ({parts}); lists {lists:.3}");
+            line("control", text);
             if *false_writes > 0 {
                 line("DEFECT", format!("{false_writes} writes are not the file's bytes"));
             }

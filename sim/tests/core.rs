@@ -2,82 +2,18 @@
 
 #![allow(clippy::unwrap_used)]
 
-use skein_filemesh::core::planner::Gear;
-use skein_sim::bound::bound;
-use skein_sim::inventory::Inventory;
-use skein_sim::mesh::{Content, Costs, MeshOutcome, run};
+mod common;
+
+use common::{MIB, fleet, simulate};
 use skein_sim::outcome::HostEnd;
-use skein_sim::queue::{Nanos, SECOND};
-use skein_sim::random::Random;
-use skein_sim::scenario::Fault;
-use skein_sim::topology::{HostId, Topology};
-use skein_sim::world::World;
-
-const MIB: u64 = 1 << 20;
-
-struct Run {
-    topology: Topology,
-    run: MeshOutcome,
-    bound: Nanos,
-    source_copies: f64,
-    border_copies: Option<f64>,
-}
-
-impl Run {
-    fn last(&self) -> f64 {
-        let times = self.topology.targets().filter_map(|host| self.run.outcome.finished_at(host));
-        times.max().unwrap_or_default() as f64 / self.bound as f64
-    }
-
-    fn having(&self, end: HostEnd) -> Vec<&str> {
-        let name = |host: HostId| self.topology.hosts[host as usize].name.as_str();
-        let ends = &self.run.outcome.ends;
-        self.topology.targets().filter(|host| ends[*host as usize] == end).map(name).collect()
-    }
-
-    fn is_whole(&self) -> bool {
-        let not_finished = [HostEnd::Unfinished, HostEnd::Killed];
-        not_finished.iter().all(|end| self.having(*end).is_empty())
-    }
-}
-
-fn fleet(hosts: u32, rate: &str) -> String {
-    format!(
-        "[[host]]\nname='s'\nrate='{rate}'\n\
-         [[host]]\nname='h{{}}'\ncount={hosts}\nrate='{rate}'\n"
-    )
-}
-
-fn simulate(fleet: &str, size: u64, piece: u32, scale: u32, faults: &[&str], seed: u64) -> Run {
-    let topology = Topology::new(&Inventory::parse(fleet).unwrap()).unwrap();
-    let targets: Vec<_> = topology.targets().collect();
-    let bound = bound(&topology, &targets, size, piece).fluid;
-    let mut random = Random::new(seed);
-    let plan = |line: &&str| {
-        let fault: Fault = line.parse().unwrap();
-        fault.plan(&topology, bound, &mut random).unwrap()
-    };
-    let faults = faults.iter().map(plan).collect();
-    let content = Content::new(size, piece, scale, seed).unwrap();
-    let mut world = World::new(topology.clone(), faults, 0, SECOND, seed);
-    let run = run(&mut world, &content, Gear::Planned, Costs::default(), seed, 600 * SECOND);
-    assert_eq!(run.false_writes, 0, "seed {seed}: a host wrote what is not the file");
-    let copies = |link: u32| world.network.carried(link) as f64 / size as f64;
-    let border = (!topology.regions.is_empty()).then(|| world.wiring.region(0)[1]).flatten();
-    Run {
-        source_copies: copies(world.wiring.host(topology.source)[0]),
-        border_copies: border.map(copies),
-        topology,
-        run,
-        bound,
-    }
-}
+use skein_sim::queue::SECOND;
 
 #[test]
 fn sixteen_hosts_have_the_file_near_the_bound() {
     let run = simulate(&fleet(16, "20Mbit"), 8 * MIB, 65_536, 1, &[], 1);
     assert!(run.is_whole());
-    assert!(run.last() < 1.3 && run.source_copies < 1.2, "{} {}", run.last(), run.source_copies);
+    // In a chain, each of whose 16 hops costs 70 ms of these 3.5 s; longer files come nearer.
+    assert!(run.last() < 1.4 && run.source_copies < 1.1, "{} {}", run.last(), run.source_copies);
 }
 
 #[test]
@@ -141,5 +77,6 @@ fn a_scaled_file_takes_about_as_long() {
         run.last()
     };
     let (real, scaled) = (of(1), of(16));
-    assert!((scaled / real - 1.0).abs() < 0.15, "{real} {scaled}");
+    // Blocks are coarser, and each of a chain's 16 hops waits for one.
+    assert!((0.95..1.3).contains(&(scaled / real)), "{real} {scaled}");
 }

@@ -318,7 +318,13 @@ impl Transfers {
         tokio::task::spawn_local(async move {
             let mut update = update(&id, TransferState::Done);
             let bytes = join.content.as_ref().map_or(0, |content| content.len() as u64);
-            match inline::run(&shared, id, join, stopped).await {
+            let placed = match shared.folder(&join.directory) {
+                Ok(directory) => {
+                    inline::run(&shared, id, JoinTransfer { directory, ..join }, stopped).await
+                }
+                Err(end) => Err(end),
+            };
+            match placed {
                 Ok(()) => update.verified_bytes = bytes,
                 Err(FetchEnd::Cancelled | FetchEnd::Paused) => {
                     update.state = TransferState::Cancelled.into();

@@ -1,7 +1,6 @@
 //! Cancel in every phase of a push: afterwards every host has said how it ended and nobody keeps
 //! anything of it, neither target nor source nor server.
 
-use std::fs::File;
 use std::time::Duration;
 
 use skein_cli::guard::{Signal, signal};
@@ -90,8 +89,8 @@ fn a_push_from_a_host_is_cancelled_while_it_hashes_and_while_the_server_takes_th
     let agents: [LocalAgent; 3] = world.agents(&AgentOptions::default());
     let source = &agents[0];
     let path = source.host().join("image.raw");
-    // Half a gigabyte of zeros: it is read, hashed and fetched in full, but takes no room here.
-    File::create(&path).unwrap().set_len(512 << 20).unwrap();
+    // Not of holes, which would not travel; large, so that each phase takes a while.
+    std::fs::write(&path, vec![7; 256 << 20]).unwrap();
     let from = format!("{}:{}", source.id(), path.display());
     let to = everybody(&world);
     let push = ["push", "--from", &from, "--mkdir", "--detach", "--gear", "planned", "--to", &to];

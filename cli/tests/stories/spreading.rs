@@ -28,17 +28,16 @@ fn six_hosts_get_one_file_from_the_server_and_mostly_from_each_other() {
         let arguments = ["push", path, "--mkdir", "--gear", gear, "--name", gear, "--to", &to];
         let out = world.skein_ends(0, &arguments);
         assert!(out.contains("verified on 6 of 6 hosts"), "{out}");
-        let id = out.trim().rsplit(' ').next().unwrap();
-        let shown = world.skein_ends(0, &["transfer", "show", id]);
-        let why = shown.lines().nth(1).unwrap_or_default();
-        assert!(shown.contains(&format!("gear {gear}")), "{shown}");
+        let id = out.split("transfer ").nth(1).and_then(|rest| rest.split_whitespace().next());
+        let shown = world.skein_ends(0, &["transfer", "show", id.expect("an id")]);
+        let why = shown.lines().find_map(|line| line.strip_prefix("gear   ")).unwrap_or_default();
         assert!(why.starts_with(gear) && why.contains("6 hosts"), "{shown}");
         let after = sent(&world, &agents);
         let (server, hosts) = (after.0 - before.0, after.1 - before.1);
         let copies = |bytes: u64| bytes as f64 / FILE_BYTES as f64;
         println!("{gear}: server {:.2}, hosts {:.2} times the file", copies(server), copies(hosts));
         // On a quiet machine 1.1 and 4.9; on a busy one repair asks the server more often.
-        assert!(copies(server) < 3.5, "{gear}: the server sent {:.2} copies", copies(server));
+        assert!(copies(server) < 2.5, "{gear}: the server sent {:.2} copies", copies(server));
         assert!(copies(hosts) > 2.5, "{gear}: the hosts sent {:.2} copies", copies(hosts));
         assert_all_have(&world, &agents, &file, gear);
         for agent in &agents {

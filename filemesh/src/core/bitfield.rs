@@ -127,6 +127,21 @@ impl Bitfield {
         self.scan(from, |word| word)
     }
 
+    /// The last one before `end`.
+    pub fn last_one(&self, end: u32) -> Option<u32> {
+        let end = end.min(self.len);
+        let words = &self.words[..end.div_ceil(64) as usize];
+        let mut keep = if end.is_multiple_of(64) { u64::MAX } else { !(u64::MAX >> (end % 64)) };
+        for (at, word) in words.iter().enumerate().rev() {
+            let hits = word & keep;
+            if hits != 0 {
+                return Some(at as u32 * 64 + 63 - hits.trailing_zeros());
+            }
+            keep = u64::MAX;
+        }
+        None
+    }
+
     /// The first zero at or after `from`.
     pub fn next_zero(&self, from: u32) -> Option<u32> {
         self.scan(from, |word| !word)
@@ -205,6 +220,7 @@ mod tests {
             for from in 0..len {
                 let find = |wanted| (from..len).find(|at| bits[*at as usize] == wanted);
                 prop_assert_eq!(field.next_one(from), find(true));
+                prop_assert_eq!(field.last_one(from), (0..from).rfind(|at| bits[*at as usize]));
                 prop_assert_eq!(field.next_zero(from), find(false));
                 let mut mask = Bitfield::new(len);
                 (0..len).filter(|at| at % 3 != 1).for_each(|at| { mask.set(at); });

@@ -7,6 +7,7 @@ use crate::topology::HostId;
 use skein_filemesh::core::geometry::BLOCK_BYTES;
 use skein_filemesh::core::peer_wire::{Handshake, WireError};
 use skein_filemesh::core::swarm::{Pull, Swarm};
+use std::borrow::Cow;
 
 /// How long a host waits for a connection that nobody answers.
 pub const DIAL_TIMEOUT: Nanos = 3 * SECOND;
@@ -54,14 +55,15 @@ impl Chunk {
         self.protocol.len() as u64 + data + records * TLS_BYTES
     }
 
-    /// Adds its bytes to what a socket received.
-    pub fn append_to(&self, inbox: &mut Vec<u8>, content: &Content) {
-        inbox.extend_from_slice(&self.protocol);
-        let start = inbox.len();
-        inbox.extend_from_slice(content.range(self.offset, u64::from(self.len)));
-        if self.is_false && inbox.len() > start {
-            inbox[start] ^= 1;
+    /// Its bytes: protocol first, then file data, which is not copied unless it is false.
+    pub fn parts<'a>(&'a self, content: &'a Content) -> (&'a [u8], Cow<'a, [u8]>) {
+        let data = content.range(self.offset, u64::from(self.len));
+        if !self.is_false || data.is_empty() {
+            return (&self.protocol, Cow::Borrowed(data));
         }
+        let mut data = data.to_vec();
+        data[0] ^= 1;
+        (&self.protocol, Cow::Owned(data))
     }
 }
 

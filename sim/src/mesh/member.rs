@@ -23,6 +23,8 @@ pub struct Host {
     pub keys: BTreeSet<u32>,
     /// Whether what it sends is false.
     pub is_lying: bool,
+    /// Parents that were late and are not reported.
+    pub late: Vec<HostId>,
     /// Blocks on its disk when it was killed.
     held: Option<Bitfield>,
 }
@@ -64,6 +66,7 @@ impl Host {
             held
         });
         self.life += 1;
+        self.late.clear();
         std::mem::take(&mut self.keys)
     }
 }

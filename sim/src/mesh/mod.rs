@@ -15,17 +15,18 @@ mod content;
 mod control;
 mod links;
 mod member;
+mod traffic;
 
 pub use content::Content;
 pub use control::Costs;
 
 use crate::network::Arrival;
 use crate::outcome::{HostEnd, Outcome};
-use crate::queue::{EventQueue, MILLISECOND, Nanos, SECOND};
+use crate::queue::{EventQueue, MILLISECOND, Nanos};
 use crate::scenario::Kind;
 use crate::topology::{HostId, Topology};
 use crate::world::{Event, World};
-use control::{Control, News};
+use control::{Control, News, Work};
 use links::{Chunk, Links};
 use member::Host;
 use skein_filemesh::core::coordinator::{Coordinator, Output, Participant, Settings, Spec};
@@ -34,6 +35,7 @@ use skein_filemesh::core::place::{Place, Rates};
 use skein_filemesh::core::plan::HostPlan;
 use skein_filemesh::core::planner::Gear;
 use skein_filemesh::core::swarm::{Action, Dial};
+use traffic::Traffic;
 
 /// What is sent outside the modelled network, or happens at a time of its own.
 enum Step {
@@ -41,10 +43,10 @@ enum Step {
     Start(HostId),
     /// A plan reaches a host.
     Plan(HostId, HostPlan),
-    /// News reach control.
-    News(News),
-    /// The coordinator's clock.
-    Tick,
+    /// News reach control, or its clock ticks.
+    Arrived(Work),
+    /// The coordinator is done with what it was busy with.
+    Free,
     /// A host reports.
     Report(HostId, u32),
     /// Dialling came to its end.
@@ -61,6 +63,7 @@ pub struct Mesh<'a> {
     links: Links,
     steps: EventQueue<Step>,
     control: Control,
+    traffic: Traffic,
     outcome: Outcome,
     /// Targets that may still finish.
     open: usize,
@@ -71,7 +74,7 @@ pub struct Mesh<'a> {
 }
 
 /// What a run of the shipping core says beside how hosts ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct MeshOutcome {
     /// How hosts ended.
     pub outcome: Outcome,
@@ -83,6 +86,8 @@ pub struct MeshOutcome {
     pub coordinator_worked: Nanos,
     /// Connections that were made.
     pub connections: u64,
+    /// Bytes per host and piece between control and hosts: of reports, plans, and signed lists.
+    pub control_bytes: [f64; 3],
 }
 
 /// Distributes `content` by `gear`, until `end` at most.
@@ -94,11 +99,12 @@ pub fn run(
     seed: u64,
     end: Nanos,
 ) -> MeshOutcome {
-    let coordinator = coordinator(&world.topology, content, gear, seed);
+    let coordinator = coordinator(&world.topology, content, gear, costs.knows_rates, seed);
     let targets = world.topology.targets().count();
     let hosts = (0..world.topology.hosts.len() as HostId).map(|_| Host::default()).collect();
     let mesh = Mesh {
-        control: Control::new(coordinator, costs, targets),
+        traffic: Traffic::new(world.topology.source, targets),
+        control: Control::new(coordinator, costs),
         outcome: Outcome::new(world.topology.hosts.len()),
         open: targets,
         world,
@@ -113,12 +119,18 @@ pub fn run(
     mesh.run(end)
 }
 
-fn coordinator(topology: &Topology, content: &Content, gear: Gear, seed: u64) -> Coordinator {
+fn coordinator(
+    topology: &Topology,
+    content: &Content,
+    gear: Gear,
+    knows_rates: bool,
+    seed: u64,
+) -> Coordinator {
     let participant = |member: HostId| {
         let host = &topology.hosts[member as usize];
         let number = |group: Option<u32>| group.map_or(0, |group| group + 1);
         let place = Place { region: number(host.region) as u16, zone: 0, rack: number(host.rack) };
-        let rate = |rate: f64| Some((rate / f64::from(content.scale)) as u64);
+        let rate = |rate: f64| knows_rates.then_some((rate / f64::from(content.scale)) as u64);
         let rates = Rates { up_bytes_s: rate(host.up), down_bytes_s: rate(host.down) };
         Participant { member, place, rates }
     };
@@ -131,7 +143,9 @@ fn coordinator(topology: &Topology, content: &Content, gear: Gear, seed: u64) ->
     let latencies = topology.hosts.iter().map(|host| host.latency);
     let hop = 2 * latencies.max().unwrap_or_default();
     let rtt_ms = (2 * hop) as f64 / MILLISECOND as f64;
-    Coordinator::new(spec, Settings { rtt_ms, ..Settings::default() }, seed, 0)
+    let settings = Settings::default();
+    let default_bytes_s = settings.default_bytes_s / u64::from(content.scale);
+    Coordinator::new(spec, Settings { rtt_ms, default_bytes_s, ..settings }, seed, 0)
 }
 
 impl Mesh<'_> {
@@ -141,7 +155,7 @@ impl Mesh<'_> {
         for target in self.world.topology.targets().collect::<Vec<_>>() {
             self.steps.push(latency, Step::Start(target));
         }
-        self.steps.push(self.control.costs.tick_every, Step::Tick);
+        self.steps.push(self.control.costs.tick_every, Step::Arrived(Work::Tick));
         let mut events = vec![];
         let own = self.hosts.len() as u32;
         while self.open > 0 && !self.control.has_failed {
@@ -175,6 +189,7 @@ impl Mesh<'_> {
             }
         }
         self.outcome.ended_at = self.world.now();
+        let pieces = self.content.tree.geometry().piece_count();
         for host in &self.hosts {
             let progress = host.swarm.as_ref().and_then(|swarm| swarm.progress());
             let Some(progress) = progress else { continue };
@@ -189,6 +204,7 @@ impl Mesh<'_> {
             plans: self.control.plans,
             coordinator_worked: self.control.worked,
             connections: self.links.count(),
+            control_bytes: self.traffic.per_host_and_piece(pieces),
         }
     }
 
@@ -197,7 +213,6 @@ impl Mesh<'_> {
     }
 
     fn step(&mut self, step: Step) {
-        let now = self.world.now();
         match step {
             Step::Start(host) => self.start(host),
             Step::Plan(host, plan) => {
@@ -208,22 +223,13 @@ impl Mesh<'_> {
                     self.tick(host);
                 }
             }
-            Step::News(news) => match self.control.busy(now) {
-                Some(later) => self.steps.push(later, Step::News(news)),
-                None => {
-                    if self.control.take(news, now) {
-                        self.coordinate();
-                    }
-                }
-            },
-            Step::Tick => {
-                match self.control.busy(now) {
-                    Some(later) => self.steps.push(later, Step::Tick),
-                    None => {
-                        self.coordinate();
-                        self.steps.push(now + self.control.costs.tick_every, Step::Tick);
-                    }
-                };
+            Step::Arrived(work) => {
+                self.control.waiting.push_back(work);
+                self.work();
+            }
+            Step::Free => {
+                self.control.is_woken = false;
+                self.work();
             }
             Step::Report(host, life) => self.report(host, life),
             Step::Dialled { from, to, life } => self.dialled(from, to, life),
@@ -241,9 +247,39 @@ impl Mesh<'_> {
         }
     }
 
-    /// Lets the coordinator work and sends what it says.
+    /// Lets the coordinator take what arrived, one after the other, until it is busy.
+    fn work(&mut self) {
+        let now = self.world.now();
+        while !self.control.waiting.is_empty() {
+            if let Some(later) = self.control.busy(now) {
+                if !std::mem::replace(&mut self.control.is_woken, true) {
+                    self.steps.push(later, Step::Free);
+                }
+                return;
+            }
+            let decides = match self.control.waiting.pop_front() {
+                Some(Work::News(news)) => self.control.take(news, now),
+                Some(Work::Tick) => {
+                    let next = now + self.control.costs.tick_every;
+                    self.steps.push(next, Step::Arrived(Work::Tick));
+                    true
+                }
+                None => false,
+            };
+            if decides {
+                self.coordinate();
+            }
+        }
+    }
+
+    /// Lets the coordinator decide and sends what it says.
     fn coordinate(&mut self) {
-        for (at, output) in self.control.tick(self.world.now()) {
+        let outputs = self.control.tick(self.world.now());
+        self.traffic.plans(outputs.iter().filter_map(|(_, output)| match output {
+            Output::Plan { member, plan } => Some((*member, plan)),
+            _ => None,
+        }));
+        for (at, output) in outputs {
             if let Output::Plan { member, plan } = output {
                 self.steps.push(at + self.control.costs.latency, Step::Plan(member, plan));
             }
@@ -252,19 +288,31 @@ impl Mesh<'_> {
 
     fn tell(&mut self, news: News) {
         let at = self.world.now() + self.control.costs.latency;
-        self.steps.push(at, Step::News(news));
+        self.steps.push(at, Step::Arrived(Work::News(news)));
     }
 
+    /// The regular report of a host.
     fn report(&mut self, host: HostId, life: u32) {
-        let interval = self.control.costs.report_every;
+        if self.hosts[host as usize].life != life {
+            return;
+        }
+        self.say(host);
+        let swarm = self.hosts[host as usize].swarm.as_ref();
+        if swarm.is_some_and(|swarm| !swarm.is_done()) {
+            let next = self.world.now() + self.control.costs.report_every;
+            self.steps.push(next, Step::Report(host, life));
+        }
+    }
+
+    /// Says what there is to say, if anything.
+    fn say(&mut self, host: HostId) {
         let state = &mut self.hosts[host as usize];
-        let Some(swarm) = state.swarm.as_mut().filter(|_| state.life == life) else { return };
-        let report = swarm.take_report();
-        let rate = (report.down_bytes as u128 * u128::from(SECOND) / u128::from(interval)) as u64;
-        let is_done = swarm.is_done();
-        self.tell(News::Report(host, report, (!is_done).then_some(rate)));
-        if !is_done {
-            self.steps.push(self.world.now() + interval, Step::Report(host, life));
+        let Some(swarm) = state.swarm.as_mut() else { return };
+        let (report, traffic) = (swarm.take_report(), swarm.traffic());
+        let late = std::mem::take(&mut state.late);
+        if report.down_bytes > 0 || !report.gained.is_empty() || !late.is_empty() {
+            self.traffic.report(&report, &late, traffic);
+            self.tell(News::Report(host, report, traffic.1, late));
         }
     }
 
@@ -343,38 +391,59 @@ impl Mesh<'_> {
 
     fn arrived(&mut self, flow: u32, chunk: Chunk) {
         let (key, side) = self.links.of(flow);
-        let end = self.links.end_mut(key, 1 - side);
+        let end = self.links.end(key, 1 - side);
         let host = end.host;
         if !end.is_open {
             return;
         }
-        let mut inbox = std::mem::take(&mut end.inbox);
-        chunk.append_to(&mut inbox, self.content);
-        let now_ms = self.now_ms();
+        let content = self.content;
+        let (protocol, data) = chunk.parts(content);
+        for bytes in [protocol, &data] {
+            if !bytes.is_empty() && self.links.end(key, 1 - side).is_open {
+                self.received(host, key, 1 - side, bytes);
+            }
+        }
+        self.check_claims(host);
+        self.pump_all(host);
+        self.rest(host);
+    }
+
+    /// Hands `bytes` that came next to the swarm of `host`; what it does not use up stays in the
+    /// inbox.
+    fn received(&mut self, host: HostId, key: u32, side: usize, bytes: &[u8]) {
+        // Nearly always nothing is left over, and then nothing is copied.
+        let mut inbox = std::mem::take(&mut self.links.end_mut(key, side).inbox);
+        let bytes = match inbox.is_empty() {
+            true => bytes,
+            false => {
+                inbox.extend_from_slice(bytes);
+                &inbox
+            }
+        };
         let mut used = 0;
-        if !self.links.end(key, 1 - side).is_greeted {
-            match self.links.greet(key, 1 - side, &inbox) {
+        if !self.links.end(key, side).is_greeted {
+            match self.links.greet(key, side, bytes) {
                 Ok(Some(theirs)) => {
                     used = HANDSHAKE_BYTES;
-                    self.accept(host, key, self.links.end(key, side).host, theirs);
+                    self.accept(host, key, self.links.end(key, 1 - side).host, theirs);
                 }
                 Ok(None) => {
-                    self.links.end_mut(key, 1 - side).inbox = inbox;
+                    self.links.end_mut(key, side).inbox = bytes.to_vec();
                     return;
                 }
                 Err(_) => return self.hang_up(host, key),
             }
         }
-        let buf = &inbox[used..];
+        let buf = &bytes[used..];
+        let now_ms = self.now_ms();
         if let Some(swarm) = &mut self.hosts[host as usize].swarm {
             used += swarm.receive(key, buf, now_ms, &mut self.actions);
         }
         self.act(host, buf);
-        inbox.drain(..used);
-        self.links.end_mut(key, 1 - side).inbox = inbox;
-        self.check_claims(host);
-        self.pump_all(host);
-        self.rest(host);
+        let end = self.links.end_mut(key, side);
+        if used < bytes.len() && end.is_open {
+            end.inbox = bytes[used..].to_vec();
+        }
     }
 
     /// Proves what an earlier life of this host left on disk, as far as its hashes are known.
@@ -407,14 +476,15 @@ impl Mesh<'_> {
                     Action::Write { offset, data } => {
                         written += data.len() as u64;
                         let is_true = buf.get(data).is_some_and(|bytes| {
-                            bytes == self.content.range(offset, bytes.len() as u64)
+                            let ours = self.content.range(offset, bytes.len() as u64);
+                            std::ptr::eq(bytes, ours) || bytes == ours
                         });
                         self.false_writes += u64::from(!is_true);
                     }
                     Action::Leaves { .. } => {}
                     Action::Connect(member) => self.dial(host, member),
                     Action::Close { key, .. } => self.hang_up(host, key),
-                    Action::ParentLate(parent) => self.tell(News::Late(host, parent)),
+                    Action::ParentLate(parent) => self.hosts[host as usize].late.push(parent),
                     Action::Done => {
                         self.outcome.ends[host as usize] = HostEnd::Finished(self.world.now());
                         self.open -= 1;
@@ -426,6 +496,9 @@ impl Mesh<'_> {
             }
         }
         self.actions = actions;
+        if !self.hosts[host as usize].late.is_empty() {
+            self.say(host);
+        }
     }
 
     fn dial(&mut self, from: HostId, to: HostId) {

@@ -83,6 +83,8 @@ impl Reports {
     /// Sends what there is to say.
     pub fn send(&mut self, report: Report, traffic: (u64, u64), outbox: &Outbox, now_ms: u64) {
         (self.due_ms, self.last_ms) = (now_ms + REPORT_MS, now_ms);
+        // What arrived is news without a whole piece too: by it control knows who is slow.
+        self.must |= report.down_bytes > 0;
         self.gained.extend(report.gained);
         merge(&mut self.gained);
         if self.gained.is_empty() && self.late.is_empty() && !self.must {

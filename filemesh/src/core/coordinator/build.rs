@@ -210,6 +210,7 @@ impl Builder<'_> {
         let mut demand: Vec<u32> = need.iter().map(|need| need + inside).collect();
         let mut spare: Vec<i64> = nodes.iter().map(|node| self.spare(*node)).collect();
         self.draw_on_sources(group, &mut demand, spare.iter().sum());
+        spread(&mut spare, &demand);
         fit(&mut spare, &demand);
 
         let mut given = vec![vec![0; self.stripes]; nodes.len()];
@@ -337,6 +338,17 @@ impl Builder<'_> {
         }
         tree.free = outside;
         tree
+    }
+}
+
+/// Lowers `spare` where that lets each stripe have an inner node of its own: a node at the top of two
+/// stripes has one connection for both, which gets no more of its parent's rate than any other.
+fn spread(spare: &mut [i64], demand: &[u32]) {
+    let wanted: i64 = demand.iter().map(|count| i64::from(*count)).sum();
+    let parts = demand.len().min(spare.len()).max(1) as i64;
+    let most = (wanted + parts - 1) / parts;
+    if spare.iter().map(|spare| *spare.min(&most)).sum::<i64>() >= wanted {
+        spare.iter_mut().for_each(|spare| *spare = most.min(*spare));
     }
 }
 

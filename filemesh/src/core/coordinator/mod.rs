@@ -17,10 +17,12 @@
 //! has no parents; an active member has a parent in every stripe, and its chain of parents ends at
 //! a complete member or at the one that stands in for the source (`roots`).
 
+mod blame;
 mod build;
 mod holdings;
 mod layout;
 mod neighbours;
+mod positions;
 mod replan;
 mod settings;
 mod status;
@@ -40,9 +42,11 @@ pub use status::Status;
 use super::geometry::Geometry;
 use super::plan::{HostPlan, Member};
 use super::planner::{Gear, Shape};
+use blame::Complaint;
 use holdings::Holdings;
 use layout::{Layout, Random};
 use neighbours::Neighbours;
+use positions::Positions;
 use std::collections::BTreeSet;
 use std::ops::Range;
 use trees::Trees;
@@ -98,6 +102,8 @@ struct Entry {
     low: u8,
     is_source: bool,
     is_slow: bool,
+    /// Until when it is a leaf whatever it receives: several had nothing from it.
+    barred_until_ms: u64,
     /// Has parents of its own as a straggler.
     is_dedicated: bool,
     /// When it last got a new parent.
@@ -126,15 +132,21 @@ pub struct Coordinator {
     /// Per stripe: the incomplete member that stands in for a source, while nobody is complete.
     roots: Vec<u32>,
     /// Members whose plan changed since the last tick.
-    changed: BTreeSet<u32>,
+    changed: Positions,
     /// Members that reported a rate since the last comparison.
-    reported: BTreeSet<u32>,
+    reported: Positions,
     number: u32,
     now_ms: u64,
     born_ms: u64,
     /// When the plan of the whole was last made, and for how many.
     built: Option<(u64, usize)>,
     joined_since: usize,
+    /// Links that were mended since: their children have whoever had room, not whom a plan of the
+    /// whole would give them.
+    mended: usize,
+    mended_ms: u64,
+    /// Members that wait for parents which are starved themselves.
+    complaints: Vec<Complaint>,
     /// Hops to the last member when the whole was planned, and to those moved since.
     built_depth: u32,
     deepest: u32,
@@ -167,13 +179,16 @@ impl Coordinator {
             neighbours: Neighbours::new(settings.neighbours, layout.len(), sources.clone()),
             shape: Shape { stripes: 0, rate: 1.0, children_max: 0, depth: 0, tail_ms: 0.0 },
             roots: vec![],
-            changed: BTreeSet::new(),
-            reported: BTreeSet::new(),
+            changed: Positions::new(layout.len()),
+            reported: Positions::new(layout.len()),
             number: 0,
             now_ms,
             born_ms: now_ms,
             built: None,
             joined_since: 0,
+            mended: 0,
+            mended_ms: now_ms,
+            complaints: vec![],
             built_depth: 0,
             deepest: 0,
             measured_ms: now_ms,
@@ -235,7 +250,7 @@ impl Coordinator {
             && self.entries[at as usize].state == State::Active
         {
             self.entries[at as usize].heard_ms = now_ms;
-            self.move_from(at, parent);
+            self.complain(at, parent);
         }
     }
 
@@ -267,14 +282,19 @@ impl Coordinator {
         if self.failed.is_some() {
             return outputs;
         }
+        if self.built.is_some() {
+            self.compare_rates();
+        }
         self.build_if_due();
         if self.built.is_none() {
             return outputs;
         }
-        self.compare_rates();
+        self.decide_complaints();
         self.serve_stragglers();
         self.look_for_missing(&mut outputs);
-        self.tell_changed(&mut outputs);
+        if self.failed.is_none() {
+            self.tell_changed(&mut outputs);
+        }
         outputs
     }
 
@@ -284,8 +304,7 @@ impl Coordinator {
 
     fn tell_changed(&mut self, outputs: &mut Vec<Output>) {
         let active = |at: &u32| self.entries[*at as usize].state == State::Active;
-        let changed: Vec<u32> =
-            std::mem::take(&mut self.changed).into_iter().filter(active).collect();
+        let changed: Vec<u32> = self.changed.take().into_iter().filter(active).collect();
         if !changed.is_empty() {
             self.number += 1;
         }
@@ -336,6 +355,7 @@ impl Entry {
             low: 0,
             is_source: false,
             is_slow: false,
+            barred_until_ms: 0,
             is_dedicated: false,
             moved_ms: None,
             heard_ms: 0,

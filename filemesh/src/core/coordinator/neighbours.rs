@@ -9,6 +9,7 @@
 //! full, and a source that is asked for it too only sends less of what nobody has yet.
 
 use super::layout::{Layout, Random, Scope};
+use super::positions::Positions;
 use crate::core::plan::NEIGHBOURS_MAX;
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -38,7 +39,7 @@ impl Default for NeighbourSettings {
 #[derive(Debug)]
 pub(super) struct Neighbours {
     settings: NeighbourSettings,
-    ring: BTreeSet<u32>,
+    ring: Positions,
     links: Vec<Vec<u32>>,
     sources: BTreeSet<u32>,
 }
@@ -48,27 +49,31 @@ impl Neighbours {
         let links = vec![vec![]; members as usize];
         let links_max = settings.links_max.min(LINKS_MAX);
         let settings = NeighbourSettings { links_max, ..settings };
-        Self { settings, ring: BTreeSet::new(), links, sources }
+        Self { settings, ring: Positions::new(members), links, sources }
     }
 
     /// The two beside `at` on the ring, which it need not be on.
     fn beside(&self, at: u32) -> impl Iterator<Item = u32> {
-        let before = self.ring.range(..at).next_back().or_else(|| self.ring.last());
-        let after = self.ring.range(at + 1..).next().or_else(|| self.ring.first());
-        let before = before.copied().filter(|other| *other != at);
-        let after = after.copied().filter(|other| *other != at && Some(*other) != before);
+        let before = self.ring.last_round(at).filter(|other| *other != at);
+        let after = self.ring.next_round(at + 1);
+        let after = after.filter(|other| *other != at && Some(*other) != before);
         before.into_iter().chain(after)
     }
 
     /// All neighbours of `at`, in order; sources among them if `with_sources`.
-    pub(super) fn of(&self, at: u32, with_sources: bool) -> BTreeSet<u32> {
-        let ring = self.ring.contains(&at).then(|| self.beside(at));
-        let all = ring.into_iter().flatten().chain(self.links[at as usize].iter().copied());
-        all.filter(|other| with_sources || !self.sources.contains(other)).collect()
+    pub(super) fn of(&self, at: u32, with_sources: bool) -> Vec<u32> {
+        let ring = self.ring.contains(at).then(|| self.beside(at));
+        let links = self.links[at as usize].iter().copied();
+        let all = ring.into_iter().flatten().chain(links);
+        let mut all: Vec<u32> =
+            all.filter(|other| with_sources || !self.sources.contains(other)).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
     }
 
     /// Puts a living member on the ring; whose neighbours changed goes to `changed`.
-    pub(super) fn enter(&mut self, at: u32, changed: &mut BTreeSet<u32>) {
+    pub(super) fn enter(&mut self, at: u32, changed: &mut Positions) {
         changed.extend(self.beside(at));
         changed.insert(at);
         self.ring.insert(at);
@@ -80,9 +85,9 @@ impl Neighbours {
         at: u32,
         layout: &Layout,
         random: &mut Random,
-        changed: &mut BTreeSet<u32>,
+        changed: &mut Positions,
     ) {
-        self.ring.remove(&at);
+        self.ring.remove(at);
         changed.extend(self.beside(at));
         for other in std::mem::take(&mut self.links[at as usize]) {
             self.links[other as usize].retain(|link| *link != at);
@@ -97,7 +102,7 @@ impl Neighbours {
         at: u32,
         layout: &Layout,
         random: &mut Random,
-        changed: &mut BTreeSet<u32>,
+        changed: &mut Positions,
     ) {
         if self.sources.contains(&at) {
             return;
@@ -147,7 +152,7 @@ impl Neighbours {
         // A few tries: where most are gone or full, fewer links do.
         (0..8).find_map(|_| {
             let start = random.within(range);
-            let found = self.ring.range(start..range.end).next().copied()?;
+            let found = self.ring.range(start..range.end).next()?;
             let fits = found != at
                 && !except.contains(&found)
                 && !is_full(found)
@@ -158,7 +163,7 @@ impl Neighbours {
     }
 
     /// Links two members whatever their number of links is, up to the ring's reserve.
-    pub(super) fn introduce(&mut self, at: u32, other: u32, changed: &mut BTreeSet<u32>) -> bool {
+    pub(super) fn introduce(&mut self, at: u32, other: u32, changed: &mut Positions) -> bool {
         let room = |at: u32| self.links[at as usize].len() < LINKS_MAX;
         if at == other || !room(at) || !room(other) || self.links[at as usize].contains(&other) {
             return false;

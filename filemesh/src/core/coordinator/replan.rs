@@ -49,6 +49,7 @@ impl Coordinator {
         } else {
             self.joined_since += 1;
             let stripes = self.trees.stripes();
+            self.note_mended(stripes.into());
             let home = self.random.below(stripes.into()) as u16;
             for stripe in 0..stripes {
                 if stripe != home || !self.take_leafs_place(at, stripe) {
@@ -100,6 +101,7 @@ impl Coordinator {
         let mut orphans = self.trees.children(at).to_vec();
         orphans.sort_by_key(|(stripe, child)| (*stripe, Reverse(self.trees.budget(*child))));
         orphans.iter().for_each(|(stripe, child)| self.trees.unlink(*child, *stripe));
+        self.note_mended(orphans.len());
         for stripe in 0..self.trees.stripes() {
             let above = self.trees.parent(at, stripe);
             self.trees.unlink(at, stripe);
@@ -119,7 +121,9 @@ impl Coordinator {
 
     fn set_parent(&mut self, child: u32, stripe: u16, parent: u32) {
         self.trees.link(child, stripe, parent);
-        self.entries[child as usize].moved_ms = Some(self.now_ms);
+        let entry = &mut self.entries[child as usize];
+        // What it received from whoever was its parent says nothing about this one.
+        (entry.moved_ms, entry.measured, entry.low) = (Some(self.now_ms), None, 0);
         self.changed.insert(child);
         if let Some(chain) = self.trees.chain(child, stripe, |_| false) {
             self.deepest = self.deepest.max(chain.depth);
@@ -303,7 +307,7 @@ impl Coordinator {
         for stripe in stripes {
             self.move_one(at, stripe, parent);
         }
-        let now_ms = self.now_ms;
+        let (now_ms, window) = (self.now_ms, self.settings.late_window_ms);
         let accused = &mut self.entries[parent as usize];
         if now_ms.saturating_sub(accused.late.0) >= window {
             accused.late = (now_ms, vec![]);
@@ -313,6 +317,7 @@ impl Coordinator {
         }
         if accused.late.1.len() >= self.settings.late_reporters {
             accused.late.1.clear();
+            accused.barred_until_ms = now_ms.saturating_add(self.settings.barred_ms);
             self.demote(parent);
         }
     }
@@ -376,6 +381,12 @@ impl Coordinator {
     pub(super) fn demote(&mut self, at: u32) {
         self.entries[at as usize].is_slow = true;
         self.trees.set_budget(at, 0);
+        self.note_mended(self.trees.children(at).len());
+        if self.is_worn() {
+            // The plan of the whole comes with this tick.
+            self.mended_ms = 0;
+            return;
+        }
         for (stripe, child) in self.trees.children(at).to_vec() {
             self.move_one(child, stripe, at);
         }

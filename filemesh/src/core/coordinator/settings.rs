@@ -53,16 +53,22 @@ pub struct Settings {
     pub measure_ms: u64,
     /// Members that call one parent late within [`Settings::late_window_ms`] and so make it slow.
     pub late_reporters: usize,
-    /// See there; and how long a member with a new parent is not itself taken for late.
+    /// See there; and how long a member that waits is given when the fault seems to be farther up.
     pub late_window_ms: u64,
+    /// How long such a one stays a leaf at least.
+    pub barred_ms: u64,
     /// When this share of the living targets is complete, the others get parents of their own.
     pub straggler_share: f64,
     /// Parents of a straggler at most.
     pub straggler_parents: usize,
     /// How long pieces that no living member holds are waited for before the transfer fails.
     pub missing_ms: u64,
-    /// Between two plans of the whole.
+    /// Between two plans of the whole because trees grew deep or were mended; for the latter once
+    /// more for each 1,000 members.
     pub rebuild_ms: u64,
+    /// When this share of all links of trees was mended, there is a plan of the whole. Links that
+    /// changed because members that are there were late do not count.
+    pub worn_share: f64,
 }
 
 impl Default for Settings {
@@ -79,10 +85,12 @@ impl Default for Settings {
             measure_ms: 500,
             late_reporters: 3,
             late_window_ms: 1_000,
+            barred_ms: 3_000,
             straggler_share: 0.9,
             straggler_parents: 4,
             missing_ms: 10_000,
             rebuild_ms: 2_000,
+            worn_share: 0.01,
         }
     }
 }

@@ -4,12 +4,12 @@
 //! chain of parents is a circle: [`Trees::link`] is only called with a parent whose chain does not
 //! hold the child.
 
-use std::collections::BTreeSet;
+use super::positions::Positions;
 
 /// No member.
 pub(super) const NONE: u32 = u32::MAX;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Trees {
     stripes: u16,
     /// By position and stripe.
@@ -18,7 +18,7 @@ pub(super) struct Trees {
     /// Children that each may have in all stripes.
     budgets: Vec<u32>,
     /// Members with fewer children than that.
-    open: BTreeSet<u32>,
+    open: Positions,
 }
 
 /// Where a chain of parents ends.
@@ -36,7 +36,7 @@ impl Trees {
             parents: vec![NONE; members * usize::from(stripes)],
             children: vec![vec![]; members],
             budgets: vec![0; members],
-            open: BTreeSet::new(),
+            open: Positions::new(members as u32),
         }
     }
 
@@ -69,7 +69,7 @@ impl Trees {
         if (self.children[at as usize].len() as u64) < u64::from(self.budgets[at as usize]) {
             self.open.insert(at);
         } else {
-            self.open.remove(&at);
+            self.open.remove(at);
         }
     }
 
@@ -80,12 +80,12 @@ impl Trees {
         start: u32,
     ) -> impl Iterator<Item = u32> + '_ {
         let start = start.clamp(range.start, range.end);
-        self.open.range(start..range.end).chain(self.open.range(range.start..start)).copied()
+        self.open.range(start..range.end).chain(self.open.range(range.start..start))
     }
 
     /// Whether `at` may take another child.
     pub(super) fn has_room(&self, at: u32) -> bool {
-        self.open.contains(&at)
+        self.open.contains(at)
     }
 
     /// Makes `parent` the one that sends `stripe` to `child`; whoever did before no longer does.
@@ -108,6 +108,32 @@ impl Trees {
             siblings.swap_remove(at);
         }
         self.mark(parent);
+    }
+
+    /// The longest chain of parents in any stripe.
+    pub(super) fn depth(&self) -> u32 {
+        let members = self.budgets.len() as u32;
+        let depth_of = |stripe| {
+            // Each member is walked to once: up to one whose depth is known, and back.
+            let mut known = vec![u32::MAX; members as usize];
+            let (mut path, mut deepest) = (vec![], 0);
+            for member in 0..members {
+                let mut at = member;
+                while known[at as usize] == u32::MAX && path.len() <= members as usize {
+                    path.push(at);
+                    let Some(parent) = self.parent(at, stripe) else { break };
+                    at = parent;
+                }
+                let mut depth = known[at as usize];
+                while let Some(below) = path.pop() {
+                    depth = depth.wrapping_add(1);
+                    known[below as usize] = depth;
+                }
+                deepest = deepest.max(known[member as usize]);
+            }
+            deepest
+        };
+        (0..self.stripes).map(depth_of).max().unwrap_or(0)
     }
 
     /// Follows the parents of `from` in `stripe` to the end; `None` if `avoid` holds of one of
@@ -149,7 +175,9 @@ mod tests {
         trees.link(1, 0, 0);
         assert_eq!(trees.chain(2, 0, |at| at == 3), Some(Chain { end: 0, depth: 2 }));
         assert_eq!(trees.chain(2, 0, |at| at == 1), None);
+        assert_eq!(trees.depth(), 2);
         trees.unlink(2, 0);
+        assert_eq!(trees.depth(), 1);
         assert_eq!(trees.chain(2, 0, |at| at == 1), Some(Chain { end: 2, depth: 0 }));
     }
 }

@@ -1,6 +1,7 @@
 //! The plan of the whole: the first one, and a new one when too much has changed.
 
 use super::build::{Ground, build};
+use super::layout::Scope;
 use super::trees::{NONE, Trees};
 use super::{Coordinator, State};
 use crate::core::planner::{Gear, Shape, ShapeInput};
@@ -21,8 +22,11 @@ impl Coordinator {
                 let since = self.now_ms.saturating_sub(at_ms);
                 let grown = self.joined_since * 2 >= hosts.max(2);
                 let deep = self.deepest > 2 * self.built_depth + 4;
+                // Several are often lost at once.
+                let calm = self.now_ms.saturating_sub(self.mended_ms) >= self.settings.gather_ms;
                 (grown && since >= self.settings.gather_ms)
                     || (deep && since >= self.settings.rebuild_ms)
+                    || (calm && self.is_worn())
             }
         };
         if due {
@@ -30,15 +34,38 @@ impl Coordinator {
         }
     }
 
+    /// Notes that `links` are not as the plan of the whole made them.
+    pub(super) fn note_mended(&mut self, links: usize) {
+        if links > 0 {
+            (self.mended, self.mended_ms) = (self.mended + links, self.now_ms);
+        }
+    }
+
+    /// Whether so much was mended that a plan of the whole pays, and may be made. Where many are
+    /// complete they serve, and mending finds them; a chain that was mended is a chain as before.
+    pub(super) fn is_worn(&self) -> bool {
+        let Some((at_ms, hosts)) = self.built else { return false };
+        let links = hosts * usize::from(self.trees.stripes());
+        let complete = self.entries.iter().filter(|entry| entry.state == State::Complete).count();
+        self.gear == Gear::Planned
+            && self.trees.stripes() > 1
+            && self.mended > 0
+            && self.mended as f64 >= self.settings.worn_share * links as f64
+            && complete * 10 <= hosts + 10
+            && self.now_ms.saturating_sub(at_ms)
+                >= self.settings.rebuild_ms * (1 + hosts as u64 / 1_000)
+    }
+
     pub(super) fn build(&mut self) {
         let is_first = self.built.is_none();
         let mut hosts = self.positions(State::Active);
         self.built = Some((self.now_ms, hosts.len()));
-        (self.joined_since, self.deepest) = (0, 0);
+        (self.joined_since, self.deepest, self.mended) = (0, 0, 0);
+        self.complaints.clear();
         if is_first {
             self.neighbours_of_all();
         }
-        self.changed.extend(&hosts);
+        self.changed.extend(hosts.iter().copied());
         match self.gear {
             Gear::Mesh => {
                 self.trees = Trees::new(self.layout.len(), 0);
@@ -49,10 +76,7 @@ impl Coordinator {
         }
         let stripes = self.roots.len() as u16;
         (0..stripes).for_each(|stripe| self.help_stand_in(stripe));
-        let depth = |at: u32, stripe| self.trees.chain(at, stripe, |_| false).map(|one| one.depth);
-        let depths = (0..self.layout.len())
-            .flat_map(|at| (0..stripes).filter_map(move |stripe| depth(at, stripe)));
-        self.built_depth = depths.max().unwrap_or(0);
+        self.built_depth = self.trees.depth();
     }
 
     fn positions(&self, state: State) -> Vec<u32> {
@@ -201,28 +225,72 @@ impl Coordinator {
             return;
         }
         self.measured_ms = self.now_ms;
-        let reported: Vec<(u32, u64)> = std::mem::take(&mut self.reported)
-            .into_iter()
-            .filter(|at| self.entries[*at as usize].state == State::Active)
-            .filter_map(|at| self.entries[at as usize].measured.map(|rate| (at, rate)))
-            .collect();
+        let heard = self.reported.take();
+        let rate = |at: &u32| {
+            let entry = &self.entries[*at as usize];
+            entry.measured.filter(|_| entry.state == State::Active).map(|rate| (*at, rate))
+        };
+        let mut reported: Vec<(u32, u64)> = heard.iter().filter_map(rate).collect();
         let Some(median) = median(reported.iter().map(|(_, rate)| *rate).collect()) else { return };
-        if reported.len() < 4 {
+        // In a chain one that has received something is enough to compare the next with.
+        if reported.len() < 4 && self.trees.stripes() != 1 {
             return;
         }
+        // Who says nothing while others do received nothing. Reports come twice in this time.
+        let silent_ms = self.settings.measure_ms;
+        let is_mute = |at: &u32| {
+            let entry = &self.entries[*at as usize];
+            let is_silent = self.now_ms.saturating_sub(entry.heard_ms) >= silent_ms;
+            entry.state == State::Active && is_silent && heard.binary_search(at).is_err()
+        };
+        reported.extend((0..self.layout.len()).filter(is_mute).map(|at| (at, 0)));
         for (at, rate) in reported {
-            let share = rate as f64 / (median as f64).max(1.0);
+            let usual = self.usual_rate(at, median);
+            let share = rate as f64 / usual.max(1) as f64;
             let entry = &mut self.entries[at as usize];
             entry.low =
                 if share < self.settings.slow_share { entry.low.saturating_add(1) } else { 0 };
             if entry.low >= self.settings.slow_reports && !entry.is_slow {
-                self.demote(at);
-            } else if entry.is_slow && share >= self.settings.recovered_share {
+                if self.is_fed(at) && self.is_behind(at, usual) {
+                    self.demote(at);
+                }
+            } else if entry.is_slow
+                && share >= self.settings.recovered_share
+                && self.now_ms >= entry.barred_until_ms
+            {
                 entry.is_slow = false;
+                self.note_mended(self.trees.stripes().into());
                 let children = self.children_of(at);
                 self.trees.set_budget(at, children);
             }
         }
+    }
+
+    /// What `at` might receive. In a chain all behind a slow member are as slow as it is, and only
+    /// who stands before it shows that it is slow.
+    fn usual_rate(&self, at: u32, median: u64) -> u64 {
+        let before = self.before(at);
+        before.and_then(|parent| self.entries[parent as usize].measured).unwrap_or(median)
+    }
+
+    /// In a chain: whether `at` is behind who stands before it, by what `rate` brings between two
+    /// comparisons. A moment without packets is no proof that it is slow.
+    fn is_behind(&self, at: u32, rate: u64) -> bool {
+        if self.trees.stripes() != 1 {
+            return true;
+        }
+        let bytes = |at| self.holdings.bytes(at);
+        let least = rate.saturating_mul(self.settings.measure_ms) / 1000;
+        self.before(at).is_some_and(|parent| {
+            let is_measured = self.entries[parent as usize].measured.is_some();
+            is_measured && bytes(parent) >= bytes(at).saturating_add(least)
+        })
+    }
+
+    /// Who stands before `at` in a chain, unless a border between them may be what is slow.
+    fn before(&self, at: u32) -> Option<u32> {
+        let parent = self.trees.parent(at, 0).filter(|_| self.trees.stripes() == 1)?;
+        self.layout.around(at, Scope::Region).contains(&parent).then_some(parent)
     }
 }
 

@@ -29,18 +29,22 @@ pub(super) struct Contact {
 
 /// Members by number. Bounded: those of the plan, those connected, those banned.
 #[derive(Debug, Default)]
-pub(super) struct Contacts(BTreeMap<Member, Contact>);
+pub(super) struct Contacts {
+    all: BTreeMap<Member, Contact>,
+    /// When the next connection is due: asked after every message, and changed by few.
+    due_ms: Option<u64>,
+}
 
 impl Contacts {
     pub fn set(&mut self, me: Member, plan: &HostPlan, now_ms: u64) {
-        for contact in self.0.values_mut() {
+        for contact in self.all.values_mut() {
             (contact.is_parent, contact.is_neighbour) = (false, false);
         }
         let neighbours = plan.neighbours.iter().take(NEIGHBOURS_MAX);
         let neighbours = neighbours.map(|member| (*member, false));
         let parents = plan.parents.iter().flatten().map(|member| (*member, true));
         for (member, is_parent) in neighbours.chain(parents).filter(|(member, _)| *member != me) {
-            let is_new = !self.0.contains_key(&member);
+            let is_new = !self.all.contains_key(&member);
             let contact = self.entry(member, now_ms);
             if is_new && member < me {
                 contact.retry_at_ms = now_ms + YIELD_MS;
@@ -54,10 +58,11 @@ impl Contacts {
             }
         }
         self.prune();
+        self.note_due();
     }
 
     fn entry(&mut self, member: Member, now_ms: u64) -> &mut Contact {
-        self.0.entry(member).or_insert(Contact {
+        self.all.entry(member).or_insert(Contact {
             is_parent: false,
             is_neighbour: false,
             is_banned: false,
@@ -70,44 +75,47 @@ impl Contacts {
     }
 
     fn prune(&mut self) {
-        self.0.retain(|_, contact| {
+        self.all.retain(|_, contact| {
             contact.is_parent || contact.is_neighbour || contact.is_banned || contact.link.is_some()
         });
     }
 
     pub fn get(&self, member: Member) -> Option<&Contact> {
-        self.0.get(&member)
+        self.all.get(&member)
     }
 
     pub fn linked(&mut self, member: Member, key: PeerKey, now_ms: u64) {
         let contact = self.entry(member, now_ms);
         contact.link = Some(key);
         contact.connecting = false;
+        self.note_due();
     }
 
     /// The connection with `member` ended or never came. `worked`: it was of use, so that the next
     /// try may be soon.
     pub fn lost(&mut self, member: Member, worked: bool, now_ms: u64) {
-        if let Some(contact) = self.0.get_mut(&member) {
+        if let Some(contact) = self.all.get_mut(&member) {
             contact.failures = if worked { 0 } else { contact.failures.saturating_add(1) };
             let pause = RETRY_MS << contact.failures.min(8);
             contact.retry_at_ms = now_ms + pause.min(RETRY_MS_MAX);
             (contact.link, contact.connecting, contact.since_ms) = (None, false, now_ms);
         }
         self.prune();
+        self.note_due();
     }
 
     pub fn ban(&mut self, member: Member, now_ms: u64) {
         self.entry(member, now_ms).is_banned = true;
+        self.note_due();
     }
 
     pub fn banned(&self) -> Vec<Member> {
-        let banned = self.0.iter().filter(|(_, contact)| contact.is_banned);
+        let banned = self.all.iter().filter(|(_, contact)| contact.is_banned);
         banned.map(|(member, _)| *member).collect()
     }
 
     fn wanted(&self) -> impl Iterator<Item = (Member, &Contact)> {
-        let wanted = self.0.iter().filter(|(_, contact)| {
+        let wanted = self.all.iter().filter(|(_, contact)| {
             let idle = contact.link.is_none() && !contact.connecting && !contact.is_banned;
             idle && (contact.is_parent || contact.is_neighbour)
         });
@@ -116,24 +124,32 @@ impl Contacts {
 
     /// The members to connect to now, which count as being connected to.
     pub fn due(&mut self, now_ms: u64) -> Vec<Member> {
+        if self.due_ms.is_none_or(|at| at > now_ms) {
+            return vec![];
+        }
         let due = self.wanted().filter(|(_, contact)| contact.retry_at_ms <= now_ms);
         let due: Vec<Member> = due.map(|(member, _)| member).collect();
         for member in &due {
-            if let Some(contact) = self.0.get_mut(member) {
+            if let Some(contact) = self.all.get_mut(member) {
                 contact.connecting = true;
             }
         }
+        self.note_due();
         due
     }
 
+    fn note_due(&mut self) {
+        self.due_ms = self.wanted().map(|(_, contact)| contact.retry_at_ms).min();
+    }
+
     pub fn deadline_ms(&self) -> Option<u64> {
-        self.wanted().map(|(_, contact)| contact.retry_at_ms).min()
+        self.due_ms
     }
 
     /// Parents that are not connected, and since when.
     pub fn absent_parents(&self) -> impl Iterator<Item = (Member, u64)> + '_ {
         let absent =
-            self.0.iter().filter(|(_, contact)| contact.is_parent && contact.link.is_none());
+            self.all.iter().filter(|(_, contact)| contact.is_parent && contact.link.is_none());
         absent.map(|(member, contact)| (*member, contact.since_ms))
     }
 }

@@ -4,8 +4,9 @@ use super::super::download::PeerKey;
 use super::super::geometry::BLOCK_BYTES;
 use super::super::geometry::Geometry;
 use super::super::leecher::{SILENCE_MS, STALL_MS};
-use super::super::link::KEEP_ALIVE_MS;
+use super::super::link::{Have, KEEP_ALIVE_MS};
 use super::super::peer_wire::BlockRange;
+use super::peer::Peer;
 use super::pick::Doubled;
 use super::{Action, CloseReason, Swarm};
 
@@ -38,6 +39,21 @@ const PROBE_PATIENCES: u64 = 8;
 
 /// Time between looks at what is late, open or near the end.
 const LOOK_MS: u64 = 50;
+
+/// A parent that is late for so many patiences will not bring what it owes.
+const LOST_PATIENCES: u64 = 4;
+
+/// Of the neighbours one in so many must have a piece that a parent may still bring, before it is
+/// asked of them. What only the first few have is on its way down the trees, and these few would
+/// send it to everybody instead of to their children.
+const SPREAD: usize = 4;
+
+/// What this member receives in this time may be on its way to it before it asks neighbours for
+/// more: beyond, its own link is the limit, and what it would take back comes all the same.
+const PIPE_MS: u64 = 300;
+
+/// The same at least.
+const PIPE_BYTES_MIN: u64 = 4 * BLOCK_BYTES as u64;
 
 /// Ranges that are asked for twice at a time.
 const DOUBLED_MAX: usize = 64;
@@ -87,6 +103,14 @@ impl Meter {
         pieces_ms.unwrap_or(PATIENCE_MS_START).clamp(PATIENCE_MS_MIN, STALL_MS)
     }
 
+    /// What may be on its way before this member's own link counts as the limit.
+    fn pipe_bytes(&self) -> u64 {
+        match self.bytes_per_s {
+            0 => u64::MAX,
+            rate => (rate * PIPE_MS / 1000).max(PIPE_BYTES_MIN),
+        }
+    }
+
     /// Pieces that a stripe may be behind before they are overdue.
     pub fn behind_pieces(&self, geometry: &Geometry) -> u32 {
         let piece_us = self.piece_us(geometry).unwrap_or(u64::MAX);
@@ -100,6 +124,7 @@ impl Swarm {
     pub fn tick(&mut self, now_ms: u64, actions: &mut Vec<Action>) {
         self.dial(now_ms, actions);
         self.listen(now_ms, actions);
+        self.announce_due(now_ms);
         if std::mem::take(&mut self.is_throttled) {
             let waiting = self.peers.iter().filter(|(_, peer)| !peer.uploads.is_empty());
             self.ready.extend(waiting.map(|(key, _)| *key));
@@ -120,14 +145,22 @@ impl Swarm {
         let down = self.down.as_ref().filter(|_| self.is_limited && fetching).map(ready);
         let up = self.up.as_ref().filter(|_| self.is_throttled).map(ready);
         let look = (fetching && !self.peers.is_empty()).then_some(self.checked_ms + LOOK_MS);
+        // Each look also listens, which is soon enough for the half minutes of a silent link: so
+        // while there are looks, which is after each message of a transfer, no peer is asked.
+        let quiet = if look.is_none() { self.quiet_ms() } else { None };
+        let timers = [down, up, look, quiet, self.contacts.deadline_ms(), self.announce_at_ms];
+        timers.into_iter().flatten().min()
+    }
+
+    /// When the first link needs a keep-alive or has been silent for too long.
+    fn quiet_ms(&self) -> Option<u64> {
         let peers = self.peers.values().map(|peer| {
             let quiet = peer.heard_ms + SILENCE_MS;
             // Between the parts of a piece nothing else may be sent, so no keep-alive is due.
             let quiet_link = peer.link.out_len() == 0 && !peer.uploads.is_mid_request();
             if quiet_link { quiet.min(peer.link.keep_alive_at()) } else { quiet }
         });
-        let timers = [down, up, look, self.contacts.deadline_ms()];
-        timers.into_iter().flatten().chain(peers).min()
+        peers.min()
     }
 
     /// Sends keep-alives and gives up on peers that are not heard.
@@ -158,11 +191,15 @@ impl Swarm {
     /// Marks peers and parents late that owe something and made no progress.
     fn find_late(&mut self, now_ms: u64, actions: &mut Vec<Action>) {
         let patience_ms = self.meter.patience_ms(&self.content.geometry);
-        let (mut late, mut probed) = (vec![], vec![]);
+        let (mut late, mut probed, mut lost) = (vec![], vec![], vec![]);
         for (key, peer) in &mut self.peers {
             let waited_ms = now_ms.saturating_sub(peer.progress_ms);
+            let late_ms = peer.late_since_ms.map_or(0, |since| now_ms.saturating_sub(since));
+            if late_ms >= LOST_PATIENCES * patience_ms {
+                lost.push(peer.member);
+            }
             let usual_ms = peer.pause_ms + patience_ms;
-            let is_late = |peer: &super::Peer| {
+            let is_late = |peer: &Peer| {
                 let is_heard = now_ms.saturating_sub(peer.heard_ms) < PATIENCE_MS_MIN;
                 let waits = is_heard && !peer.holds_what_it_owes();
                 waited_ms >= if waits { PATIENCES_OF_WAITING * usual_ms } else { usual_ms }
@@ -182,6 +219,7 @@ impl Swarm {
                 _ => {}
             }
         }
+        lost.into_iter().for_each(|member| self.schedule.set_lost(member));
         for member in probed {
             self.schedule.set_late(member, false);
         }
@@ -194,10 +232,15 @@ impl Swarm {
         let absent: Vec<_> = absent.map(|(member, _)| member).collect();
         for member in absent {
             self.mark_late(member, actions);
+            self.schedule.set_lost(member);
         }
     }
 
-    fn mark_late(&mut self, member: crate::core::plan::Member, actions: &mut Vec<Action>) {
+    pub(super) fn mark_late(
+        &mut self,
+        member: crate::core::plan::Member,
+        actions: &mut Vec<Action>,
+    ) {
         if self.schedule.set_late(member, true) {
             actions.push(Action::ParentLate(member));
         }
@@ -222,9 +265,26 @@ impl Swarm {
             let ranges = peer.cancellable(|range| self.has_other_source(range, key, now_ms));
             ranges.into_iter().for_each(|range| self.take_back(key, range));
         }
-        if self.schedule.any_overdue() {
+        if self.schedule.any_overdue() && self.has_room() {
             self.relieve(now_ms);
         }
+    }
+
+    /// Whether this member's link has room for more than what is on its way. What parents were
+    /// asked for and do not have yet is not.
+    pub(super) fn has_room(&self) -> bool {
+        let mut left = self.meter.pipe_bytes();
+        for peer in self.peers.values().filter(|peer| peer.late_since_ms.is_none()) {
+            let have = peer.link.have();
+            let coming = peer.link.unanswered().filter(|range| have.has(range.piece));
+            for range in coming {
+                match left.checked_sub(range.len.into()) {
+                    Some(rest) => left = rest,
+                    None => return false,
+                }
+            }
+        }
+        true
     }
 
     /// Takes overdue pieces back from parents that are too slow for them, but for what they will
@@ -251,12 +311,30 @@ impl Swarm {
     }
 
     fn has_other_source(&self, range: &BlockRange, key: PeerKey, now_ms: u64) -> bool {
-        self.peers.iter().any(|(other, peer)| {
-            *other != key
-                && peer.can_ask(now_ms)
-                && peer.link.have().has(range.piece)
-                && self.is_mesh(peer)
-        })
+        let is_for_all = self.is_for_all(range.piece);
+        is_for_all
+            && self.peers.iter().any(|(other, peer)| {
+                *other != key
+                    && peer.can_ask(now_ms)
+                    && peer.link.have().has(range.piece)
+                    && self.is_mesh(peer)
+            })
+    }
+
+    /// Whether so many neighbours have `piece` that they may be asked for it, or no parent will
+    /// bring it.
+    fn is_for_all(&self, piece: u32) -> bool {
+        let copies = usize::from(self.copies[piece as usize]);
+        !self.schedule.is_expected(piece) || copies >= self.copies_min()
+    }
+
+    /// Neighbours that must have a piece before it is asked of one of them; those that have all of
+    /// the file are not counted in `copies` and count here.
+    pub(super) fn copies_min(&self) -> usize {
+        let few = self.peers.len() <= SPREAD;
+        let spread = (self.peers.len() / SPREAD).max(if few { 1 } else { 2 });
+        let complete = |peer: &&Peer| matches!(peer.link.have(), Have::All) && self.is_mesh(peer);
+        spread.saturating_sub(self.peers.values().filter(complete).count())
     }
 
     /// Takes `range` back from a peer; its blocks are asked for elsewhere.
@@ -283,6 +361,9 @@ impl Swarm {
         }
         let Some(helper) = self.peers.get(&key) else { return };
         if helper.link.in_flight() > 0 || !helper.can_ask(now_ms) || !self.is_mesh(helper) {
+            return;
+        }
+        if !self.has_room() {
             return;
         }
         let enough_ms = self.meter.patience_ms(&self.content.geometry) / 2;

@@ -113,6 +113,8 @@ pub struct Swarm {
     /// Pieces in the order in which they became complete here, for announcements and reports.
     gained: Vec<u32>,
     reported: usize,
+    /// When peers are to be told of the pieces that they were not told of.
+    announce_at_ms: Option<u64>,
     doubled: Vec<Doubled>,
     ready: BTreeSet<PeerKey>,
     /// Something became open that other peers than the one at hand may be asked for.
@@ -152,6 +154,7 @@ impl Swarm {
             copies: vec![0; pieces as usize],
             gained: Vec::new(),
             reported: 0,
+            announce_at_ms: None,
             doubled: Vec::new(),
             ready: BTreeSet::new(),
             kick: false,
@@ -244,7 +247,7 @@ impl Swarm {
             let piece = self.content.geometry.piece_of(block);
             self.schedule.released(piece);
             if self.content.has_block(block) {
-                self.proved(block);
+                self.proved(block, now_ms);
             }
         }
         self.advance_all(now_ms);

@@ -51,6 +51,8 @@ pub(super) struct Picker<'a> {
     pub leaves_asked: &'a mut BTreeMap<u32, PeerKey>,
     /// How many peers have a piece, without those that have all.
     pub copies: &'a [u16],
+    /// Peers that must have a piece that a parent may still bring.
+    pub copies_min: usize,
     pub key: PeerKey,
     /// Whether the peer is asked for what is open.
     pub is_mesh: bool,
@@ -152,7 +154,9 @@ impl Picker<'_> {
         }
         let download = self.content.download.as_ref()?;
         let is_work = |piece: &u32| {
+            let copies = usize::from(self.copies[*piece as usize]);
             self.schedule.is_open(*piece)
+                && (copies >= self.copies_min || !self.schedule.is_expected(*piece))
                 && download.unassigned_in(*piece).is_some()
                 && download.hashes().proves_piece(*piece)
         };

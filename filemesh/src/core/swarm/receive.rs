@@ -85,7 +85,7 @@ impl Swarm {
                 self.report.down_bytes += len;
                 self.progressed(key, now_ms);
                 let data = base + data.start..base + data.end;
-                return self.block(key, block, buf, data, actions);
+                return self.block(key, block, buf, data, now_ms, actions);
             }
             Event::Hashes(range, data) => {
                 let bytes = &buf[base + data.start..base + data.end];
@@ -156,6 +156,7 @@ impl Swarm {
         block: u32,
         buf: &[u8],
         data: Range<usize>,
+        now_ms: u64,
         actions: &mut Vec<Action>,
     ) -> Result<(), CloseReason> {
         let Some(download) = &mut self.content.download else {
@@ -169,7 +170,7 @@ impl Swarm {
                     peer.was_useful = true;
                     *self.received.entry(peer.member).or_default() += bytes;
                 }
-                self.proved(block);
+                self.proved(block, now_ms);
             }
             Verdict::Lie => {
                 let offset = self.content.geometry.block_offset(block);
@@ -187,7 +188,7 @@ impl Swarm {
     }
 
     /// `block` is proved and may be relayed.
-    pub(super) fn proved(&mut self, block: u32) {
+    pub(super) fn proved(&mut self, block: u32, now_ms: u64) {
         let piece = self.content.geometry.piece_of(block);
         let is_piece = self.content.complete_piece(piece);
         if is_piece {
@@ -198,7 +199,7 @@ impl Swarm {
             }
             self.kick |= self.schedule.any_open();
         }
-        self.serve_block(block, is_piece);
+        self.serve_block(block, is_piece, now_ms);
         if !self.doubled.is_empty() {
             self.settle_doubled();
         }
@@ -278,7 +279,10 @@ impl Swarm {
             return;
         }
         let Some(peer) = self.peers.get(&key).filter(|peer| peer.can_ask(now_ms)) else { return };
-        let is_mesh = self.is_mesh(peer);
+        let any_open = self.schedule.any_open();
+        let is_planned = !self.schedule.plan().parents.is_empty();
+        let is_mesh = any_open && self.is_mesh(peer) && (!is_planned || self.has_room());
+        let copies_min = if is_mesh { self.copies_min() } else { 0 };
         let Some(peer) = self.peers.get_mut(&key) else { return };
         let mut picker = Picker {
             content: &mut self.content,
@@ -287,6 +291,7 @@ impl Swarm {
             layer_asked: &mut self.layer_asked,
             leaves_asked: &mut self.leaves_asked,
             copies: &self.copies,
+            copies_min,
             key,
             is_mesh,
             bytes_max: u32::MAX,

@@ -22,6 +22,8 @@ pub(super) struct Schedule {
 #[derive(Debug, Clone, Copy)]
 struct Stripe {
     is_late: bool,
+    /// Late for so long that there is nothing to wait for.
+    is_lost: bool,
     /// First piece that is not complete.
     frontier: u32,
     /// First piece that may have blocks to be asked for.
@@ -46,7 +48,8 @@ impl Schedule {
     /// Follows `plan`; stripes beyond the bound go without a parent.
     pub fn set(&mut self, mut plan: HostPlan, verified: Option<&PieceMap>) {
         plan.parents.truncate(usize::from(STRIPES_MAX));
-        let first = |piece| Stripe { is_late: false, frontier: piece, cursor: piece };
+        let first =
+            |piece| Stripe { is_late: false, is_lost: false, frontier: piece, cursor: piece };
         self.stripes = (0..plan.parents.len() as u32).map(first).collect();
         self.plan = plan;
         self.open_below = 0;
@@ -129,9 +132,24 @@ impl Schedule {
         for (_, stripe) in parents.filter(|(parent, _)| **parent == Some(member)) {
             changed |= stripe.is_late != is_late;
             stripe.is_late = is_late;
+            stripe.is_lost &= is_late;
         }
         self.refresh();
         changed
+    }
+
+    /// Marks the stripes of `member` lost: it will not bring what it owes.
+    pub fn set_lost(&mut self, member: Member) {
+        let parents = self.plan.parents.iter().zip(&mut self.stripes);
+        let ours = parents.filter(|(parent, _)| **parent == Some(member));
+        ours.for_each(|(_, stripe)| stripe.is_lost = true);
+    }
+
+    /// Whether `piece` has a parent that may still bring it.
+    pub fn is_expected(&self, piece: u32) -> bool {
+        self.stripe_of(piece).is_some_and(|stripe| {
+            self.plan.parents[stripe].is_some() && !self.stripes[stripe].is_lost
+        })
     }
 
     /// Blocks of `piece` are to be asked for again.

@@ -1,10 +1,11 @@
 //! Swarms without faults: how close they come to the bound, joining late, resuming, plain peers.
 
+use super::super::extension::Take;
 use super::super::{Config, Dial, Pull, Start, Swarm};
 use super::net::{Net, Node, trees};
 use crate::core::leecher::{self, Leecher, LeecherOptions};
 use crate::core::link::Have;
-use crate::core::peer_wire::HANDSHAKE_BYTES;
+use crate::core::peer_wire::{BlockRange, HANDSHAKE_BYTES};
 use crate::core::plan::{HostPlan, Member};
 use crate::core::seeder::Seeder;
 use crate::core::transfer_tests::source;
@@ -236,4 +237,52 @@ fn a_plain_seed_is_a_mesh_peer() {
     }
     assert!(swarm.is_done() && disk == source.data);
     assert_eq!(swarm.take_report().gained, vec![0..23]);
+}
+
+/// News of a piece is 9 bytes, and a packet and a wake-up if it goes alone.
+#[test]
+fn news_of_a_piece_waits_for_more_unless_pieces_move_by_it() {
+    let source = source(1 << 20, 65_536, 1);
+    for (parents, is_at_once) in [(vec![Some(7)], false), (vec![], true)] {
+        let start = Start::Download(Box::new(source.download(None)));
+        let mut swarm = Swarm::new(start, 1, Config::new(source.handshake("us"), 1), 0);
+        let mut actions = vec![];
+        let plan = HostPlan { number: 1, parents, neighbours: vec![2] };
+        swarm.set_plan(plan, 0, &mut actions);
+        let dial = Dial::Shaken { opened: false, theirs: source.handshake("them") };
+        swarm.connected(5, 2, dial, 0, &mut actions);
+        assert_eq!(swarm.next(5, 1 << 20, &mut vec![], 0), None);
+        swarm.take_ready();
+
+        swarm.gained.push(3);
+        swarm.serve_block(4 * 3, true, 100);
+        assert_eq!(swarm.take_ready() == [5], is_at_once);
+        if !is_at_once {
+            assert!(swarm.deadline_ms().is_some_and(|at| at <= 120));
+            swarm.tick(119, &mut actions);
+            assert_eq!(swarm.take_ready(), []);
+            swarm.tick(120, &mut actions);
+            assert_eq!(swarm.take_ready(), [5]);
+        }
+        let mut out = vec![];
+        assert_eq!(swarm.next(5, 1 << 20, &mut out, 120), None);
+        assert_eq!(out, [0, 0, 0, 5, 4, 0, 0, 0, 3]);
+    }
+}
+
+/// The block that completes a member's file, of which all peers hear at once, is also one that its
+/// children wait for: it must not go by them.
+#[test]
+fn the_last_block_goes_on_like_the_others() {
+    let source = source(1 << 20, 65_536, 1);
+    let start = Start::Complete(source.tree.clone());
+    let mut swarm = Swarm::new(start, 1, Config::new(source.handshake("us"), 1), 0);
+    let dial = Dial::Shaken { opened: false, theirs: source.handshake("them") };
+    swarm.connected(5, 2, dial, 0, &mut vec![]);
+    let peer = swarm.peers.get_mut(&5).unwrap();
+    peer.takes = Take { plan: 1, stripes: 1, mask: 1 };
+    assert!(peer.uploads.wait(BlockRange { piece: 15, begin: 49_152, len: 16_384 }));
+    assert!(peer.uploads.is_empty());
+    swarm.serve_block(63, true, 100);
+    assert!(!swarm.peers[&5].uploads.is_empty());
 }
