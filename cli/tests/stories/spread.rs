@@ -76,6 +76,12 @@ pub fn ended(world: &World, id: &str) -> TransferDetail {
     })
 }
 
+/// The id that `skein push` named at its end.
+pub fn id_in(said: &str) -> &str {
+    let rest = said.split("transfer ").nth(1);
+    rest.and_then(|rest| rest.split_whitespace().next()).expect("an id")
+}
+
 /// Whether all agents have exactly this file under `name`, and nothing beside it.
 pub fn assert_all_have(world: &World, agents: &[LocalAgent], file: &Path, name: &str) {
     let content = std::fs::read(file).unwrap();

@@ -4,7 +4,7 @@
 use skein_cli::local::{AgentOptions, LocalAgent};
 use skein_observe::names;
 
-use super::spread::{assert_all_have, assert_forgotten, everybody, file_of};
+use super::spread::{assert_all_have, assert_forgotten, everybody, file_of, id_in};
 use super::world::World;
 
 const AGENTS: usize = 6;
@@ -28,8 +28,7 @@ fn six_hosts_get_one_file_from_the_server_and_mostly_from_each_other() {
         let arguments = ["push", path, "--mkdir", "--gear", gear, "--name", gear, "--to", &to];
         let out = world.skein_ends(0, &arguments);
         assert!(out.contains("verified on 6 of 6 hosts"), "{out}");
-        let id = out.split("transfer ").nth(1).and_then(|rest| rest.split_whitespace().next());
-        let shown = world.skein_ends(0, &["transfer", "show", id.expect("an id")]);
+        let shown = world.skein_ends(0, &["transfer", "show", id_in(&out)]);
         let why = shown.lines().find_map(|line| line.strip_prefix("gear   ")).unwrap_or_default();
         assert!(why.starts_with(gear) && why.contains("6 hosts"), "{shown}");
         let after = sent(&world, &agents);
@@ -60,8 +59,7 @@ fn left_to_itself_the_server_chooses_and_says_why() {
             let path = file.to_str().unwrap();
             let arguments = ["push", path, "--mkdir", "--gear", gear, "--to", &to];
             let out = world.skein_ends(0, &arguments);
-            let id = out.trim().rsplit(' ').next().unwrap();
-            let detail = super::spread::look(&world, id);
+            let detail = super::spread::look(&world, id_in(&out));
             assert!(!detail.transfer.why.is_empty(), "{detail:#?}");
             assert_all_have(&world, &agents, &file, &name);
         }

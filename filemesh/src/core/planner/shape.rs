@@ -105,8 +105,8 @@ impl Shape {
     }
 
     /// What trees lose that a chain does not. Connections that share a full link do so unevenly, and
-    /// whoever gets less than its part has less to pass on: with four children, 13 % over two hops
-    /// and more over three were lost beside the same hosts in a chain.
+    /// whoever gets less than its part has less to pass on. In namespaces, 16 hosts took 1.15 of the
+    /// bound with four children each and 1.07 in a chain; 48 hosts, one hop more, 1.5 and 1.16.
     fn sharing_ms(&self, size_bytes: u64, hosts: usize, settings: &ShapeSettings) -> f64 {
         let fan = f64::from(self.stripes.max(1));
         let lost = settings.sharing_loss * (fan - 1.0) * f64::from(depth(hosts as f64, fan));
