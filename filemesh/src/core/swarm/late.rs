@@ -369,9 +369,10 @@ impl Swarm {
         let enough_ms = self.meter.patience_ms(&self.content.geometry) / 2;
         let others = self.peers.iter().filter(|(other, _)| **other != key);
         let slowest = others.map(|(other, peer)| (peer.remaining_ms(now_ms), *other)).max();
-        let Some((_, slow)) = slowest.filter(|(remaining_ms, _)| *remaining_ms > enough_ms) else {
+        let Some((remaining_ms, slow)) = slowest else { return };
+        if remaining_ms <= enough_ms.saturating_add(self.first_end_ms(slow, now_ms)) {
             return;
-        };
+        }
         let Some(download) = &self.content.download else { return };
         let mut ranges = self.peers[&slow].cancellable(|range| {
             helper.link.have().has(range.piece)
@@ -397,6 +398,15 @@ impl Swarm {
             self.doubled.push(Doubled { range, peers: [slow, key] });
         }
         self.ready.insert(key);
+    }
+
+    /// How long the first of the parents beside `slow` still needs: where all need as long, none is
+    /// slow, and whoever helped one would only keep another from sending.
+    fn first_end_ms(&self, slow: PeerKey, now_ms: u64) -> u64 {
+        let parents = self.peers.iter().filter(|(key, peer)| {
+            **key != slow && self.schedule.plan().parents.contains(&Some(peer.member))
+        });
+        parents.map(|(_, peer)| peer.remaining_ms(now_ms)).min().unwrap_or(0)
     }
 
     /// Takes back what was asked for twice and is here.
