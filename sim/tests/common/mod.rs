@@ -70,6 +70,18 @@ pub fn fleet(hosts: u32, rate: &str) -> String {
 }
 
 pub fn simulate(fleet: &str, size: u64, piece: u32, scale: u32, faults: &[&str], seed: u64) -> Run {
+    simulate_with(Costs::default(), fleet, (size, piece, scale), faults, seed)
+}
+
+/// The same where control's work costs something else; the file is its size, that of its pieces,
+/// and what one byte stands for.
+pub fn simulate_with(
+    costs: Costs,
+    fleet: &str,
+    (size, piece, scale): (u64, u32, u32),
+    faults: &[&str],
+    seed: u64,
+) -> Run {
     let topology = Topology::new(&Inventory::parse(fleet).unwrap()).unwrap();
     let targets: Vec<_> = topology.targets().collect();
     let limit = bound(&topology, &targets, size, piece);
@@ -82,7 +94,7 @@ pub fn simulate(fleet: &str, size: u64, piece: u32, scale: u32, faults: &[&str],
     let faults = faults.iter().map(plan).collect();
     let content = Content::new(size, piece, scale, seed).unwrap();
     let mut world = World::new(topology.clone(), faults, 0, SECOND, seed);
-    let run = run(&mut world, &content, Gear::Planned, Costs::default(), seed, 600 * SECOND);
+    let run = run(&mut world, &content, Gear::Planned, costs, seed, 600 * SECOND);
     assert_eq!(run.false_writes, 0, "seed {seed}: a host wrote what is not the file");
     let copies = |link: u32| world.network.carried(link) as f64 / size as f64;
     let border = (!topology.regions.is_empty()).then(|| world.wiring.region(0)[1]).flatten();

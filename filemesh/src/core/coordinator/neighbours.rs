@@ -39,7 +39,7 @@ impl Default for NeighbourSettings {
 /// Members from which on the links by chance are fewer: beyond, the signed lists that name each
 /// link's other end are most of what control sends. With the ring's two about ten are left, more
 /// than the logarithm of any fleet.
-const MANY: u32 = 256;
+const MANY: u32 = 100;
 
 impl NeighbourSettings {
     /// For so many members.
@@ -49,7 +49,7 @@ impl NeighbourSettings {
             return Self { links_max, ..self };
         }
         Self {
-            rack_links: self.rack_links.min(2),
+            rack_links: self.rack_links.min(1),
             region_links: self.region_links.min(2),
             links_max: links_max.min(10),
             ..self
