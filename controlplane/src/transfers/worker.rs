@@ -1,6 +1,7 @@
 //! What moves transfers forward: offers and reports in, orders and announcements out.
 
 mod replan;
+mod revoked;
 mod rollout;
 mod source;
 
@@ -47,6 +48,8 @@ pub struct Worker {
     meshes: Meshes,
     counts: Counts,
     ticks: u32,
+    /// Of the registry, when they were last looked at.
+    revocations: Option<u64>,
 }
 
 /// What one group of events comes to.
@@ -73,7 +76,8 @@ impl Worker {
     /// For a service and the fleet.
     pub fn new(transfers: Arc<Transfers>, fleet: Arc<Fleet>) -> Self {
         let (commands, meshes) = (Commands::default(), Meshes::default());
-        Self { transfers, fleet, commands, meshes, counts: Counts::default(), ticks: 0 }
+        let counts = Counts::default();
+        Self { transfers, fleet, commands, meshes, counts, ticks: 0, revocations: None }
     }
 }
 
@@ -234,6 +238,7 @@ impl Work for Worker {
     async fn tick(&mut self, group: &mut Group) {
         self.ticks = self.ticks.wrapping_add(1);
         self.look_at_deadlines(group);
+        self.look_at_revoked(group).await;
         self.look_at_batches(group).await;
         self.look_at_queue(group).await;
         self.look_at_courses(group).await;

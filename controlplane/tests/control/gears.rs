@@ -10,25 +10,7 @@ use skein_wire::signal::v1::{
     CommandBody, HostFacts, JoinTransfer, TransferState, TransferUpdate, command_body,
 };
 
-use crate::harness::{TestServer, config, facts, fleet_of, online, until};
-
-fn push(source: TransferSource) -> TransferRequest {
-    TransferRequest {
-        source,
-        targets: "all".into(),
-        directory: "/opt/app".into(),
-        file_name: None,
-        mode: None,
-        owner: None,
-        create_directory: true,
-        rate_limit_bytes_per_s: None,
-        gear: None,
-        deliver_within_ms: None,
-        timeout_ms: None,
-        tree: Default::default(),
-        rollout: Default::default(),
-    }
-}
+use crate::harness::{TestServer, config, facts, fleet_of, online, push, until};
 
 fn small(content: &[u8]) -> TransferSource {
     TransferSource::Content {

@@ -11,28 +11,10 @@ use skein_wire::signal::v1::{
     CommandBody, FileInfo, FileOffer, TransferState, TransferUpdate, command_body,
 };
 
-use crate::harness::{TestServer, fleet_of, online, until};
+use crate::harness::{TestServer, fleet_of, online, push, until};
 
 fn content(bytes: usize) -> Vec<u8> {
     (0..bytes).map(|n| (n * n / 7) as u8).collect()
-}
-
-fn push(source: TransferSource) -> TransferRequest {
-    TransferRequest {
-        source,
-        targets: "all".into(),
-        directory: "/opt/app".into(),
-        file_name: None,
-        mode: None,
-        owner: None,
-        create_directory: true,
-        rate_limit_bytes_per_s: None,
-        gear: None,
-        deliver_within_ms: None,
-        timeout_ms: None,
-        rollout: RolloutRequest::default(),
-        tree: TreeRequest::default(),
-    }
 }
 
 /// An agent that receives everything.
