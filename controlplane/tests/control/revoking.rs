@@ -145,7 +145,7 @@ async fn until_ended_host(api: &Api, path: &str, agent: &TestAgent) -> TransferD
 async fn without_its_revoked_source_a_transfer_fails_and_says_so() {
     let (server, data, agents) = fleet_of(&["source", "target"]).await;
     agents.iter().for_each(|agent| data.up(agent, |_| Vec::new()));
-    let source = TransferSource::Agent { agent: agents[0].id.to_string(), path: "/x".into() };
+    let source = crate::transfers::from_agent(agents[0].id.as_str(), "/x");
     let request = TransferRequest { targets: format!("id={}", agents[1].id), ..push(source) };
     let transfer: Transfer = server.api.post("/transfers", &request).await.unwrap();
     assert_eq!(transfer.phase, TransferPhase::Offering);

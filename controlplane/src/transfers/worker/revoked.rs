@@ -22,7 +22,7 @@ impl Worker {
             return;
         }
         let now_ms = clock::now_ms();
-        let (mut expelled, mut sourceless): (BTreeSet<AgentId>, Vec<_>) = Default::default();
+        let (mut expelled, mut lost): (BTreeSet<AgentId>, Vec<_>) = Default::default();
         for (id, entry) in self.transfers.lock().iter().filter(|(_, entry)| entry.is_open()) {
             for (place, host) in entry.hosts.iter().enumerate() {
                 if registry.is_trusted(&host.agent) {
@@ -33,15 +33,20 @@ impl Worker {
                     group.ends.add(*id, place, host.ended_by_server(Host::Failed, now_ms, WHY));
                 }
             }
-            let source = entry.record.source_id();
-            let is_needed = entry.record.phase != TransferPhase::Running;
-            if is_needed && source.is_some_and(|source| !registry.is_trusted(&source)) {
-                sourceless.push(*id);
+            let record = &entry.record;
+            if record.phase != TransferPhase::Running {
+                let gone = record.source_ids().filter(|source| !registry.is_trusted(source));
+                let gone = gone.filter(|source| record.has_source(source));
+                lost.extend(gone.map(|source| (*id, source)));
             }
         }
         self.meshes.expel(&self.fleet, &expelled).await;
-        for id in sourceless {
-            self.fail(id, "the source agent was revoked", group).await;
+        for (id, source) in lost {
+            let Some(record) = self.record(&id) else { continue };
+            let why = "the source agent was revoked";
+            if let Err(error) = self.lose_source(id, record, &source, why, group).await {
+                self.fail(id, &error.to_string(), group).await;
+            }
         }
     }
 }
