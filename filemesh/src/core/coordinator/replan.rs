@@ -32,6 +32,10 @@ impl Coordinator {
         entry.refused.clear();
         entry.late.1.clear();
         if self.built.is_none() {
+            if !self.entries[at as usize].is_source {
+                let first_ms = self.gathering.map_or(self.now_ms, |(first_ms, _)| first_ms);
+                self.gathering = Some((first_ms, self.now_ms));
+            }
             return;
         }
         self.neighbours.enter(at, &mut self.changed);
@@ -66,6 +70,10 @@ impl Coordinator {
             return false;
         }
         let Some((leaf, above)) = self.find_leaf(at, stripe, u32::MAX) else { return false };
+        // What a source has sent to the leaf it would send once more.
+        if self.entries[above as usize].is_source {
+            return false;
+        }
         self.trees.unlink(leaf, stripe);
         self.set_parent(at, stripe, above);
         self.set_parent(leaf, stripe, at);
@@ -436,7 +444,9 @@ impl Coordinator {
             found.sort_by_key(|other| self.trees.children(*other).len());
             found.truncate(most - helpers.len());
             helpers.extend(found);
-            if helpers.len() >= most {
+            // One across a border would bring over it again what is here.
+            let is_enough = scope <= Scope::Region && !helpers.is_empty();
+            if helpers.len() >= most || is_enough {
                 break;
             }
         }
