@@ -2,7 +2,8 @@
 //!
 //! A new parent is looked for from near to far among members that may take another child, and of
 //! those found the one nearest to a source is taken. If nobody in the region has room, one of the
-//! region is overloaded rather than its border crossed twice; beyond it too rather than that a
+//! region is overloaded rather than its border crossed twice (in a chain, where that would halve the
+//! rate of all behind, only if nobody beyond has room); beyond it too rather than that a
 //! member stays without a parent.
 
 use super::layout::{SCOPES, Scope};
@@ -249,11 +250,19 @@ impl Coordinator {
             {
                 return Some(at);
             }
+            // In a chain only the last has room, perhaps beyond a border, and a second child of
+            // anybody else would halve the rate of all behind it.
             if scope <= Scope::Region
+                && self.trees.stripes() > 1
                 && let Some(at) = self.find_overloaded(child, stripe, scope)
             {
                 return Some(at);
             }
+        }
+        if self.trees.stripes() == 1
+            && let Some(at) = self.find_overloaded(child, stripe, Scope::Region)
+        {
+            return Some(at);
         }
         // Whoever is complete, though it was late, and at last the one that stands in.
         let complete =
