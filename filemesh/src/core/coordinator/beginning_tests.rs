@@ -1,6 +1,8 @@
 //! Targets that join one after the other: whom the source feeds is decided once, because what it
 //! sent to one that then loses its place it sends to the next once more.
 
+#![expect(clippy::single_range_in_vec_init, reason = "runs of pieces, not their numbers")]
+
 use super::*;
 use crate::core::place::{Place, Rates};
 
