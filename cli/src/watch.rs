@@ -1,6 +1,6 @@
 //! A transfer's progress in words: one line while it runs, a few when it is shown.
 
-use skein_controlplane::api::types::{SlowHost, Transfer, TransferPhase};
+use skein_controlplane::api::types::{SlowHost, SourceState, Transfer, TransferPhase};
 
 use crate::quantity::{bytes, duration};
 use crate::show;
@@ -68,6 +68,14 @@ fn remaining(end_ms: i64, at_ms: i64) -> String {
 pub fn summary(transfer: &Transfer) -> Vec<String> {
     let progress = &transfer.progress;
     let mut lines = vec![format!("gear   {}", show::printable(why(transfer)))];
+    if !transfer.sources.is_empty() {
+        let source = |one: &SourceState| match one.error.is_empty() {
+            true => format!("{}:{}", one.agent_id, one.path),
+            false => format!("{}:{} (lost: {})", one.agent_id, one.path, one.error),
+        };
+        let all: Vec<String> = transfer.sources.iter().map(source).collect();
+        lines.push(format!("from   {}", show::printable(all.join(", "))));
+    }
     lines.push(format!("hosts  {} of {}", states(transfer), transfer.hosts_total));
     let rate = format!("{} % verified, {}/s in all", progress.percent, bytes(transfer.bytes_per_s));
     lines.push(match end(transfer) {

@@ -77,6 +77,7 @@ pub fn show(fleet: &Fleet, dir: &Path, file: &Path) -> Result<PushReport, CliErr
         owner: None,
         create_directory: true,
         rate_limit_bytes_per_s: None,
+        rate_limit_total_bytes_per_s: None,
         gear: None,
         deliver_within_ms: None,
         timeout_ms: None,

@@ -18,6 +18,7 @@ mod rollouts;
 mod routing;
 mod running;
 mod selecting;
+mod sources;
 mod spread;
 mod spreading;
 mod spreading_crashes;

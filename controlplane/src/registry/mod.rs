@@ -27,6 +27,8 @@ use crate::store::{Batch, Condition, Store, StoreError, StoreExt};
 const IDENTITY: &str = "agents/identity/";
 const BY_KEY: &str = "agents/by-key/";
 const FACTS: &str = "agents/facts/";
+/// The label by which hosts say in which rack they stand.
+pub const RACK_LABEL: &str = "rack";
 const LABELS: &str = "agents/labels/";
 const REVOKED_SERIAL: &str = "agents/revoked-serial/";
 
@@ -59,6 +61,19 @@ pub struct Addressee {
     pub hostname: Arc<str>,
     /// Whether it has a session.
     pub online: bool,
+}
+
+/// Where an agent stands, as it says; empty where it says nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// Cloud area.
+    pub cloud_id: i32,
+    /// Region.
+    pub region: String,
+    /// Zone.
+    pub zone: String,
+    /// The label [`RACK_LABEL`].
+    pub rack: String,
 }
 
 /// An agent as others meet it in a transfer.
@@ -171,6 +186,18 @@ impl Registry {
                 online: agent.session.is_some(),
             })
             .collect()
+    }
+
+    /// Where an agent that is known stands.
+    pub fn standing(&self, id: &AgentId) -> Option<Standing> {
+        let state = self.read();
+        let facts = &state.agents.get(id)?.facts;
+        Some(Standing {
+            cloud_id: facts.cloud_id,
+            region: facts.region.clone(),
+            zone: facts.zone.clone(),
+            rack: facts.labels.get(RACK_LABEL).cloned().unwrap_or_default(),
+        })
     }
 
     /// Region and zone of an agent that is known.

@@ -14,8 +14,9 @@ use skein_filemesh::core::swarm::PATIENCE_MS_MIN;
 use skein_wire::ids::{AgentId, TransferId, hex_decode};
 use skein_wire::signal::v1::{MeshReport, server_message};
 
-use super::gear::places;
+use super::Transfers;
 use super::membership::{Membership, links_of};
+use super::rates::for_trees;
 use super::record::TransferRecord;
 use crate::clock;
 use crate::fleet::Fleet;
@@ -73,7 +74,7 @@ impl Meshes {
         id: TransferId,
         record: &TransferRecord,
         agents: Vec<AgentId>,
-        registry: &Registry,
+        transfers: &Transfers,
     ) {
         let Some(file) = &record.file else { return };
         let geometry = Geometry::new(file.size_bytes, file.piece_bytes);
@@ -87,14 +88,22 @@ impl Meshes {
         for (member, agent) in (SERVER + 1..).zip(&agents) {
             members.insert(agent.clone(), member);
         }
-        let places = places(registry, &agents);
-        let home = places.first().copied().unwrap_or_default();
-        let source = Participant { member: SERVER, place: home, rates: Rates::default() };
-        let target = |(member, place)| Participant { member, place, rates: Rates::default() };
+        let places = transfers.topology.places(&transfers.registry, &agents);
+        let mut server = transfers.rates.of_server(now_ms);
+        let mut rates: Vec<Rates> =
+            agents.iter().map(|agent| transfers.rates.of(agent, now_ms)).collect();
+        for_trees(&mut server, &mut rates);
+        let limit = record.rate_limit_total_bytes_per_s;
+        if limit > 0 {
+            server.up_bytes_s = Some(server.up_bytes_s.map_or(limit, |rate| rate.min(limit)));
+        }
+        let source = Participant { member: SERVER, place: places.server, rates: server };
+        let participant = |(member, (place, rates))| Participant { member, place, rates };
+        let hosts = places.hosts.into_iter().zip(rates);
         let spec = Spec {
             geometry,
             sources: vec![source],
-            targets: (SERVER + 1..).zip(places).map(target).collect(),
+            targets: (SERVER + 1..).zip(hosts).map(participant).collect(),
             gear: record.gear.kind(),
         };
         let seed = u64::from_be_bytes(std::array::from_fn(|at| id.0[at]));

@@ -23,6 +23,7 @@ async fn push(api: &Api, gear: &str) -> Transfer {
         owner: None,
         create_directory: true,
         rate_limit_bytes_per_s: None,
+        rate_limit_total_bytes_per_s: None,
         gear: Some(gear.into()),
         deliver_within_ms: None,
         timeout_ms: None,

@@ -13,6 +13,7 @@ use skein_wire::signal::v1::{
 use crate::harness::{
     Api, FakeData, TestAgent, TestServer, WAIT, config, fleet_of, fleet_on, online, until,
 };
+use crate::transfers::from_agent;
 
 fn update(transfer_id: &bytes::Bytes, state: TransferState, verified_bytes: u64) -> Agent {
     let transfer_id = transfer_id.clone();
@@ -60,6 +61,7 @@ async fn push(api: &Api, rollout: RolloutRequest) -> Transfer {
         owner: None,
         create_directory: true,
         rate_limit_bytes_per_s: None,
+        rate_limit_total_bytes_per_s: None,
         gear: Some("direct".into()),
         deliver_within_ms: None,
         timeout_ms: None,
@@ -239,7 +241,7 @@ async fn a_pause_stops_every_host_and_outlives_the_control_process() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_paused_source_is_told_to_stop_and_asked_again() {
     let (server, data, agents) = fleet_of(&["source", "target"]).await;
-    let source = TransferSource::Agent { agent: "source".into(), path: "/srv/f".into() };
+    let source = from_agent("source", "/srv/f");
     let request = serde_json::json!({
         "source": source, "targets": "host=target", "directory": "/opt/app",
     });

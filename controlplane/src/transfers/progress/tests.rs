@@ -21,6 +21,7 @@ fn running(states: &[Host]) -> Entry {
         owner: None,
         create_directory: false,
         rate_limit_bytes_per_s: None,
+        rate_limit_total_bytes_per_s: None,
         gear: None,
         deliver_within_ms: None,
         timeout_ms: None,
