@@ -105,6 +105,12 @@ fn why(transfer: &Transfer) -> String {
 /// Who sent how much.
 fn traffic(transfer: &Transfer) -> String {
     let progress = &transfer.progress;
+    let refused = show::plural(progress.refused_blocks, "block");
+    if transfer.gear == "inline" {
+        // Orders go by the signal channel, where no file content is counted.
+        let each = bytes(transfer.size_bytes);
+        return format!("{each} inside the order of each host; {refused} refused");
+    }
     let mut text = format!("the server sent {}", bytes(progress.source_sent_bytes));
     if transfer.size_bytes > 0 {
         let copies = progress.source_sent_bytes as f64 / transfer.size_bytes as f64;
@@ -117,7 +123,6 @@ fn traffic(transfer: &Transfer) -> String {
         let share = progress.from_peers_bytes as f64 * 100.0 / progress.delivered_bytes as f64;
         text += &format!("; {share:.0} % came from other hosts");
     }
-    let refused = show::plural(progress.refused_blocks, "block");
     format!("{text}; {refused} refused")
 }
 
@@ -228,6 +233,13 @@ mod tests {
         let mut early = ended.clone();
         early.progress.source_is_final = false;
         assert!(summary(&early)[3].contains("1.02 of the file at least;"));
+        let mut inline = early.clone();
+        (inline.gear, inline.size_bytes) = ("inline".into(), 10_240);
+        inline.progress = Default::default();
+        assert_eq!(
+            summary(&inline)[3],
+            "bytes  10 kB inside the order of each host; 0 blocks refused"
+        );
     }
 
     #[test]

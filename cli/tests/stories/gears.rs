@@ -26,6 +26,7 @@ fn a_small_file_travels_inline_and_is_judged() {
     let id = list[0]["transfer_id"].as_str().unwrap();
     let shown = world.skein_ends(0, &["transfer", "show", id]);
     assert!(shown.contains("gear   inline") && shown.contains("% of the bound"), "{shown}");
+    assert!(shown.contains("inside the order of each host; 0 blocks refused"), "{shown}");
     for agent in &agents {
         let kept = std::fs::read_dir(agent.home().join("transfers")).unwrap().count();
         assert_eq!(kept, 0, "nothing of the orders is kept");

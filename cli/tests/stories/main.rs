@@ -7,6 +7,7 @@
 mod cancelling;
 mod crashes;
 mod disks;
+mod failing_disks;
 mod gears;
 mod identity;
 mod joining;
@@ -14,6 +15,7 @@ mod metrics;
 mod network;
 mod pushing;
 mod refusing;
+mod revoking;
 mod rollouts;
 mod routing;
 mod running;

@@ -9,6 +9,7 @@ mod revocation;
 mod selector;
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use skein_observe::names;
@@ -45,11 +46,23 @@ struct State {
     revoked_serials: HashMap<String, RevokedSerial>,
 }
 
+impl State {
+    fn trusted(&self, id: &AgentId) -> Option<&AgentEntry> {
+        let is_trusted = |agent: &&AgentEntry| {
+            let Identity { revoked_ms, serial, .. } = &agent.identity;
+            revoked_ms.is_none() && !self.revoked_serials.contains_key(serial)
+        };
+        self.agents.get(id).filter(is_trusted)
+    }
+}
+
 /// All agents.
 #[derive(Debug)]
 pub struct Registry {
     store: Arc<dyn Store>,
     state: RwLock<State>,
+    /// How often agents or certificates were revoked or forgotten since this process began.
+    revocations: AtomicU64,
 }
 
 /// An agent as tasks and transfers address it.
@@ -119,7 +132,7 @@ impl Registry {
                 store.commit(Batch::new().delete(entry.key)).await?;
             }
         }
-        Ok(Self { store, state: RwLock::new(state) })
+        Ok(Self { store, state: RwLock::new(state), revocations: AtomicU64::new(0) })
     }
 
     fn read(&self) -> RwLockReadGuard<'_, State> {
@@ -207,10 +220,21 @@ impl Registry {
         Some((facts.region.clone(), facts.zone.clone()))
     }
 
+    /// Whether an agent is known, and neither it nor its certificate was revoked.
+    pub fn is_trusted(&self, id: &AgentId) -> bool {
+        self.read().trusted(id).is_some()
+    }
+
+    /// Changes whenever agents or certificates are revoked or forgotten: whoever goes by
+    /// [`Self::is_trusted`] looks again.
+    pub fn revocations(&self) -> u64 {
+        self.revocations.load(Ordering::SeqCst)
+    }
+
     /// How others meet an agent; none when it is not known or revoked.
     pub fn mesh_agent(&self, id: &AgentId) -> Option<MeshAgent> {
         let state = self.read();
-        let agent = state.agents.get(id).filter(|agent| agent.identity.revoked_ms.is_none())?;
+        let agent = state.trusted(id)?;
         let session = agent.session.as_ref();
         Some(MeshAgent {
             key_sha256: agent.identity.key_sha256.clone(),

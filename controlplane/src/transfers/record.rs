@@ -383,25 +383,9 @@ pub(super) async fn load(store: &dyn Store) -> Result<HashMap<TransferId, Entry>
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::api::types::RolloutRequest;
 
     pub(in crate::transfers) fn request() -> TransferRequest {
-        TransferRequest {
-            source: TransferSource::Upload { upload_id: "x".into() },
-            targets: "all".into(),
-            directory: "/opt/app".into(),
-            file_name: None,
-            mode: None,
-            owner: None,
-            create_directory: false,
-            rate_limit_bytes_per_s: None,
-            rate_limit_total_bytes_per_s: None,
-            gear: None,
-            deliver_within_ms: None,
-            timeout_ms: None,
-            rollout: RolloutRequest::default(),
-            tree: TreeRequest::default(),
-        }
+        TransferRequest::new(TransferSource::Upload { upload_id: "x".into() }, "all", "/opt/app")
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod look;
 mod replan;
+mod revoked;
 mod rollout;
 mod source;
 
@@ -51,6 +52,8 @@ pub struct Worker {
     counts: Counts,
     looks: Looks,
     ticks: u32,
+    /// Of the registry, when they were last looked at.
+    revocations: Option<u64>,
 }
 
 /// What one group of events comes to.
@@ -78,7 +81,7 @@ impl Worker {
     pub fn new(transfers: Arc<Transfers>, fleet: Arc<Fleet>) -> Self {
         let (commands, meshes) = (Commands::default(), Meshes::default());
         let (counts, looks) = (Counts::default(), Looks::default());
-        Self { transfers, fleet, commands, meshes, counts, looks, ticks: 0 }
+        Self { transfers, fleet, commands, meshes, counts, looks, ticks: 0, revocations: None }
     }
 }
 
@@ -244,6 +247,7 @@ impl Work for Worker {
         self.ticks = self.ticks.wrapping_add(1);
         self.looks.expire(clock::now_ms(), group);
         self.look_at_deadlines(group);
+        self.look_at_revoked(group).await;
         self.look_at_batches(group).await;
         self.look_at_queue(group).await;
         self.look_at_courses(group).await;

@@ -11,27 +11,8 @@ use skein_wire::signal::v1::{
     command_body,
 };
 
-use crate::harness::{TestServer, config, facts, fleet_of, online, until};
+use crate::harness::{TestServer, config, facts, fleet_of, online, push, until};
 use crate::transfers::from_agent;
-
-fn push(source: TransferSource) -> TransferRequest {
-    TransferRequest {
-        source,
-        targets: "all".into(),
-        directory: "/opt/app".into(),
-        file_name: None,
-        mode: None,
-        owner: None,
-        create_directory: true,
-        rate_limit_bytes_per_s: None,
-        rate_limit_total_bytes_per_s: None,
-        gear: None,
-        deliver_within_ms: None,
-        timeout_ms: None,
-        tree: Default::default(),
-        rollout: Default::default(),
-    }
-}
 
 fn small(content: &[u8]) -> TransferSource {
     TransferSource::Content {

@@ -53,20 +53,9 @@ fn runs(finish: Arc<AtomicBool>) -> impl FnMut(CommandBody) -> Vec<Agent> + Send
 async fn push(api: &Api, rollout: RolloutRequest) -> Transfer {
     let upload: Upload = api.put("/uploads?name=f", vec![7; 1_000]).await.expect("an upload");
     let request = TransferRequest {
-        source: TransferSource::Upload { upload_id: upload.upload_id },
-        targets: "all".into(),
-        directory: "/opt/app".into(),
-        file_name: None,
-        mode: None,
-        owner: None,
-        create_directory: true,
-        rate_limit_bytes_per_s: None,
-        rate_limit_total_bytes_per_s: None,
         gear: Some("direct".into()),
-        deliver_within_ms: None,
-        timeout_ms: None,
-        tree: TreeRequest::default(),
         rollout,
+        ..crate::harness::push(TransferSource::Upload { upload_id: upload.upload_id })
     };
     api.post("/transfers", &request).await.expect("a transfer")
 }

@@ -11,7 +11,7 @@ use skein_wire::signal::v1::{
     CommandBody, FileInfo, FileOffer, TransferState, TransferUpdate, command_body,
 };
 
-use crate::harness::{TestServer, fleet_of, online, until};
+use crate::harness::{TestServer, fleet_of, online, push, until};
 
 fn content(bytes: usize) -> Vec<u8> {
     (0..bytes).map(|n| (n * n / 7) as u8).collect()
@@ -20,25 +20,6 @@ fn content(bytes: usize) -> Vec<u8> {
 /// A path on the hosts that a selector matches, as source.
 pub fn from_agent(agent: &str, path: &str) -> TransferSource {
     TransferSource::Agent { agent: agent.into(), path: path.into(), also: Vec::new() }
-}
-
-fn push(source: TransferSource) -> TransferRequest {
-    TransferRequest {
-        source,
-        targets: "all".into(),
-        directory: "/opt/app".into(),
-        file_name: None,
-        mode: None,
-        owner: None,
-        create_directory: true,
-        rate_limit_bytes_per_s: None,
-        rate_limit_total_bytes_per_s: None,
-        gear: None,
-        deliver_within_ms: None,
-        timeout_ms: None,
-        rollout: RolloutRequest::default(),
-        tree: TreeRequest::default(),
-    }
 }
 
 /// An agent that receives everything.

@@ -52,6 +52,28 @@ pub struct TransferRequest {
     pub tree: TreeRequest,
 }
 
+impl TransferRequest {
+    /// A push of `source` into `directory` of `targets`, everything else by default.
+    pub fn new(source: TransferSource, targets: &str, directory: &str) -> Self {
+        Self {
+            source,
+            targets: targets.to_owned(),
+            directory: directory.to_owned(),
+            file_name: None,
+            mode: None,
+            owner: None,
+            create_directory: false,
+            rate_limit_bytes_per_s: None,
+            rate_limit_total_bytes_per_s: None,
+            gear: None,
+            deliver_within_ms: None,
+            timeout_ms: None,
+            rollout: RolloutRequest::default(),
+            tree: TreeRequest::default(),
+        }
+    }
+}
+
 /// What is taken of a source agent's path, which may be a directory (with `/` at its end: what is in
 /// it) or have wildcards; and how a tree is put into the folder. An uploaded tree was chosen by its
 /// uploader. A file takes part as it is where everything here has its default.

@@ -116,7 +116,7 @@ impl Worker {
     }
 
     /// A source does not go on; another does, or the transfer has failed.
-    async fn lose_source(
+    pub(super) async fn lose_source(
         &mut self,
         id: TransferId,
         mut record: TransferRecord,
