@@ -21,6 +21,14 @@ impl Content {
         }
     }
 
+    /// Hands to the kernel what waits in memory.
+    pub fn write_waiting(&mut self) -> Result<(), FetchEnd> {
+        match self {
+            Self::Partial(arriving) => arriving.write_waiting(),
+            Self::Whole(_) => Ok(()),
+        }
+    }
+
     /// Appends `len` bytes at `offset` to `out`.
     pub fn append_at(&mut self, offset: u64, len: usize, out: &mut Vec<u8>) -> io::Result<()> {
         match self {

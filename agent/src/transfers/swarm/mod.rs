@@ -42,6 +42,9 @@ use crate::mesh::{Direction, Endpoint, PeerStream};
 const LETTERS_MAX: usize = 64;
 /// Without a new block for this long a transfer fails. Longer than a server's upgrade.
 const STUCK_MS: u64 = 900_000;
+/// What was proved waits in memory for its neighbours at most for about this long: kill -9 would take
+/// it, and it would be fetched again. A fast link fills a write sooner.
+const WAITING_MS: u64 = 50;
 /// A list that does not come ends the transfer after this.
 const LIST_MS: u64 = 120_000;
 
@@ -73,6 +76,8 @@ pub(super) struct Run<'a> {
     reports: Reports,
     pieces: u32,
     progress_ms: u64,
+    /// When what waits in memory is written.
+    write_ms: u64,
     verified_bytes: u64,
     refused_blocks: u64,
     is_fetched: bool,
@@ -131,6 +136,7 @@ impl<'a> Run<'a> {
             reports: Reports::new(id, now_ms),
             pieces: manifest.geometry.piece_count(),
             progress_ms: now_ms,
+            write_ms: now_ms,
             verified_bytes: 0,
             refused_blocks: 0,
             is_fetched: false,
@@ -286,6 +292,12 @@ impl<'a> Run<'a> {
         }
         for key in self.swarm.take_ready() {
             self.pump(key);
+        }
+        let now_ms = clock::now_ms();
+        // Also when nothing comes: a swarm that is not done looks that often.
+        if now_ms >= self.write_ms {
+            self.content.write_waiting()?;
+            self.write_ms = now_ms + WAITING_MS;
         }
         self.note();
         Ok(())

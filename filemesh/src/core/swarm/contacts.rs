@@ -18,6 +18,8 @@ pub const YIELD_MS: u64 = 200;
 pub(super) struct Contact {
     pub is_parent: bool,
     pub is_neighbour: bool,
+    /// Beyond the border of the region.
+    pub is_far: bool,
     pub is_banned: bool,
     pub link: Option<PeerKey>,
     connecting: bool,
@@ -38,7 +40,7 @@ pub(super) struct Contacts {
 impl Contacts {
     pub fn set(&mut self, me: Member, plan: &HostPlan, now_ms: u64) {
         for contact in self.all.values_mut() {
-            (contact.is_parent, contact.is_neighbour) = (false, false);
+            (contact.is_parent, contact.is_neighbour, contact.is_far) = (false, false, false);
         }
         let neighbours = plan.neighbours.iter().take(NEIGHBOURS_MAX);
         let neighbours = neighbours.map(|member| (*member, false));
@@ -55,6 +57,7 @@ impl Contacts {
                 contact.retry_at_ms = contact.retry_at_ms.min(now_ms);
             } else {
                 contact.is_neighbour = true;
+                contact.is_far = plan.far.contains(&member);
             }
         }
         self.prune();
@@ -65,6 +68,7 @@ impl Contacts {
         self.all.entry(member).or_insert(Contact {
             is_parent: false,
             is_neighbour: false,
+            is_far: false,
             is_banned: false,
             link: None,
             connecting: false,
@@ -161,8 +165,12 @@ mod tests {
     #[test]
     fn parents_are_called_at_once_and_lower_neighbours_are_given_time() {
         let mut contacts = Contacts::default();
-        let plan =
-            HostPlan { number: 1, parents: vec![Some(1), Some(5)], neighbours: vec![2, 7, 5] };
+        let plan = HostPlan {
+            number: 1,
+            parents: vec![Some(1), Some(5)],
+            neighbours: vec![2, 7, 5],
+            far: vec![],
+        };
         contacts.set(5, &plan, 1_000);
         assert_eq!(contacts.due(1_000), [1, 7], "not itself, not yet 2");
         assert_eq!((contacts.due(1_000), contacts.deadline_ms()), (vec![], Some(1_000 + YIELD_MS)));

@@ -312,12 +312,14 @@ impl Swarm {
 
     fn has_other_source(&self, range: &BlockRange, key: PeerKey, now_ms: u64) -> bool {
         let is_for_all = self.is_for_all(range.piece);
+        let is_expected = self.schedule.is_expected(range.piece);
         is_for_all
             && self.peers.iter().any(|(other, peer)| {
                 *other != key
                     && peer.can_ask(now_ms)
                     && peer.link.have().has(range.piece)
                     && self.is_mesh(peer)
+                    && !(is_expected && self.is_far(peer))
             })
     }
 
@@ -361,6 +363,9 @@ impl Swarm {
         }
         let Some(helper) = self.peers.get(&key) else { return };
         if helper.link.in_flight() > 0 || !helper.can_ask(now_ms) || !self.is_mesh(helper) {
+            return;
+        }
+        if self.is_far(helper) {
             return;
         }
         if !self.has_room() {
