@@ -56,8 +56,10 @@ impl Coordinator {
             let stripes = self.trees.stripes();
             self.note_mended(stripes.into());
             let home = self.random.below(stripes.into()) as u16;
+            // In a chain it goes to the end: whoever stood behind it would wait for all that it lacks.
+            let is_chain = stripes == 1 && self.trees.budget(at) <= 1;
             for stripe in 0..stripes {
-                if stripe != home || !self.take_leafs_place(at, stripe) {
+                if is_chain || stripe != home || !self.take_leafs_place(at, stripe) {
                     self.attach_stripe(at, stripe);
                 }
             }

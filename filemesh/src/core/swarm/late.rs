@@ -225,13 +225,13 @@ impl Swarm {
         }
         for (key, member) in late {
             self.forget_hashes(key);
-            self.mark_late(member, actions);
+            self.mark_late(member, now_ms, actions);
         }
         let absent = self.contacts.absent_parents();
         let absent = absent.filter(|(_, since)| now_ms.saturating_sub(*since) >= patience_ms);
         let absent: Vec<_> = absent.map(|(member, _)| member).collect();
         for member in absent {
-            self.mark_late(member, actions);
+            self.mark_late(member, now_ms, actions);
             self.schedule.set_lost(member);
         }
     }
@@ -239,9 +239,11 @@ impl Swarm {
     pub(super) fn mark_late(
         &mut self,
         member: crate::core::plan::Member,
+        now_ms: u64,
         actions: &mut Vec<Action>,
     ) {
         if self.schedule.set_late(member, true) {
+            self.contacts.hurry(now_ms);
             actions.push(Action::ParentLate(member));
         }
     }
@@ -371,12 +373,15 @@ impl Swarm {
         if !self.has_room() {
             return;
         }
-        let enough_ms = self.meter.patience_ms(&self.content.geometry) / 2;
+        // What a window keeps ahead comes by itself, also from one that waits for it: who asks a
+        // complete member for it takes the link of that member's own children.
+        let patience_ms = self.meter.patience_ms(&self.content.geometry);
         let others = self.peers.iter().filter(|(other, _)| **other != key);
-        let slowest = others.map(|(other, peer)| (peer.remaining_ms(now_ms), *other)).max();
-        let Some((_, slow)) = slowest.filter(|(remaining_ms, _)| *remaining_ms > enough_ms) else {
-            return;
-        };
+        let slowest = others.map(|(other, peer)| {
+            let enough_ms = peer.window.hold_ms() + patience_ms;
+            (peer.remaining_ms(now_ms).saturating_sub(enough_ms), *other)
+        });
+        let Some((_, slow)) = slowest.max().filter(|(excess_ms, _)| *excess_ms > 0) else { return };
         let Some(download) = &self.content.download else { return };
         let mut ranges = self.peers[&slow].cancellable(|range| {
             helper.link.have().has(range.piece)
