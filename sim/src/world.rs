@@ -16,7 +16,7 @@ const ENDLESS: f64 = 1e13;
 pub enum Event<T> {
     /// The network delivered or has room.
     Network(Arrival<T>),
-    /// A fault that the world cannot bring about alone (kill, corrupt) begins or ends.
+    /// A fault that the world cannot bring about alone (kill, and what hosts do) begins or ends.
     Fault {
         /// Which.
         kind: Kind,
@@ -140,7 +140,7 @@ impl<T> World<T> {
     fn bring_about(&mut self, fault: usize, begins: bool, events: &mut Vec<Event<T>>) {
         let fault = &self.faults[fault];
         let factor = match (fault.kind, begins) {
-            (Kind::Kill | Kind::Corrupt, _) => {
+            (Kind::Kill | Kind::Corrupt | Kind::Silent | Kind::Flood | Kind::Jump, _) => {
                 let (kind, returns) = (fault.kind, fault.until.is_some());
                 let event = |&host: &HostId| Event::Fault { kind, host, begins, returns };
                 events.extend(fault.hosts.iter().map(event));

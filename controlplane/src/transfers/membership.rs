@@ -168,6 +168,11 @@ impl Membership {
         Ok(fleet.command(Purpose::Other, order, not_after_ms, &agents, |_, _| ()).await?)
     }
 
+    /// Whether a member was taken out for good.
+    pub fn is_removed(&self, member: Member) -> bool {
+        self.removed.contains(&member)
+    }
+
     /// The removal of `members` and whom it goes to: the removed ones too.
     fn removal(&mut self, members: &[Member], not_after_ms: i64) -> (Removal, Vec<AgentId>) {
         let agents = self.members.iter().filter(|(member, _)| !self.removed.contains(member));

@@ -249,6 +249,12 @@ pub fn csr(key: &KeyPair) -> bytes::Bytes {
     bytes::Bytes::copy_from_slice(request.der())
 }
 
+/// A push to everybody.
+pub fn push(source: TransferSource) -> TransferRequest {
+    let request = TransferRequest::new(source, "all", "/opt/app");
+    TransferRequest { create_directory: true, ..request }
+}
+
 pub fn facts(hostname: &str) -> HostFacts {
     HostFacts {
         hostname: hostname.into(),

@@ -19,6 +19,7 @@
 
 mod blame;
 mod build;
+mod complaints;
 mod holdings;
 mod layout;
 mod neighbours;
@@ -34,6 +35,7 @@ mod property_tests;
 #[cfg(test)]
 mod tests;
 
+pub use complaints::{COMPLAINTS_MAX, ComplaintCounts};
 pub use holdings::Held;
 pub use neighbours::NeighbourSettings;
 pub use settings::{Participant, Settings, Spec};
@@ -42,7 +44,7 @@ pub use status::Status;
 use super::geometry::Geometry;
 use super::plan::{HostPlan, Member};
 use super::planner::{Gear, Shape};
-use blame::Complaint;
+use complaints::Complaints;
 use holdings::Holdings;
 use layout::{Layout, Random};
 use neighbours::Neighbours;
@@ -146,7 +148,7 @@ pub struct Coordinator {
     mended: usize,
     mended_ms: u64,
     /// Members that wait for parents which are starved themselves.
-    complaints: Vec<Complaint>,
+    complaints: Complaints,
     /// Hops to the last member when the whole was planned, and to those moved since.
     built_depth: u32,
     deepest: u32,
@@ -188,7 +190,7 @@ impl Coordinator {
             joined_since: 0,
             mended: 0,
             mended_ms: now_ms,
-            complaints: vec![],
+            complaints: Complaints::default(),
             built_depth: 0,
             deepest: 0,
             measured_ms: now_ms,
@@ -296,6 +298,11 @@ impl Coordinator {
             self.tell_changed(&mut outputs);
         }
         outputs
+    }
+
+    /// What became of complaints about late parents since the last call, for metrics.
+    pub fn take_complaint_counts(&mut self) -> ComplaintCounts {
+        self.complaints.take_counts()
     }
 
     fn is_here(&self, at: u32) -> bool {

@@ -184,13 +184,18 @@ impl Coordinator {
         self.shape.children(entry.up, &self.settings.shape)
     }
 
-    /// Gives each stripe to the source that has least to send for its rate.
+    /// Gives each stripe to the giver that has least to send for its rate. Among those that are
+    /// fast enough the targets of an earlier batch come first, for the sources have sent their copy.
     fn share_out(&self, givers: &[u32]) -> Vec<(u32, u32)> {
         let mut counts = vec![0u32; givers.len()];
         let up = |at: usize| self.entries[givers[at] as usize].up;
+        let enough = self.shape.rate / f64::from(self.shape.stripes.max(1));
         let mut roots = vec![];
         for _ in 0..self.shape.stripes {
-            let load = |at: &usize| Reverse((up(*at) / f64::from(counts[*at] + 1)) as u64);
+            let load = |at: &usize| {
+                let share = (up(*at) / f64::from(counts[*at] + 1)).min(enough);
+                (Reverse(share as u64), self.entries[givers[*at] as usize].is_source)
+            };
             let Some(at) = (0..givers.len()).min_by_key(load) else { break };
             counts[at] += 1;
             roots.push(at);
