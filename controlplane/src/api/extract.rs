@@ -1,36 +1,70 @@
 //! Extractors whose refusals are this API's errors, and the check of the bearer token.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use axum::body::Bytes;
 use axum::extract::{ConnectInfo, FromRequest, FromRequestParts, MatchedPath, Request, State};
+use axum::http::Method;
 use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
-use axum::http::{Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
 use skein_observe::names;
 
-use super::App;
 use super::admission::{Admission, ends_connection};
 use super::error::ApiError;
+use super::{App, REQUEST_BYTES_MAX};
 
-/// A JSON body.
+/// Of a body that is too large, so much more is read and thrown away before the answer, and for
+/// [`LINGER_TIME`] at most: a client that still writes into a closed connection sees a broken pipe
+/// instead of the reason.
+const LINGER_BYTES_MAX: usize = 16 * 1024 * 1024;
+const LINGER_TIME: Duration = Duration::from_secs(5);
+
+/// A JSON body of at most [`REQUEST_BYTES_MAX`].
 pub struct Body<T>(pub T);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        let (parts, body) = request.into_parts();
+        let body = bounded(body).await?;
+        let request = Request::from_parts(parts, body.into());
         match axum::Json::<T>::from_request(request, state).await {
             Ok(axum::Json(value)) => Ok(Self(value)),
-            Err(refusal) if refusal.status() == StatusCode::PAYLOAD_TOO_LARGE => {
-                Err(ApiError::too_large(refusal.body_text()))
-            }
             Err(refusal) => Err(ApiError::invalid(refusal.body_text())),
         }
     }
+}
+
+/// The whole body, or its refusal when it is too large.
+async fn bounded(body: axum::body::Body) -> Result<Bytes, ApiError> {
+    let mut chunks = body.into_data_stream();
+    let mut whole = Vec::new();
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk.map_err(|error| ApiError::invalid(format!("the body: {error}")))?;
+        if whole.len() + chunk.len() > REQUEST_BYTES_MAX {
+            drop(whole);
+            let mut thrown_away = chunk.len();
+            let linger = async {
+                while let (true, Some(Ok(chunk))) =
+                    (thrown_away < LINGER_BYTES_MAX, chunks.next().await)
+                {
+                    thrown_away += chunk.len();
+                }
+            };
+            let _ = tokio::time::timeout(LINGER_TIME, linger).await;
+            let limit = REQUEST_BYTES_MAX / 1024;
+            let what = format!("the body of a request has at most {limit} KiB; send less at once");
+            return Err(ApiError::too_large(what));
+        }
+        whole.extend_from_slice(&chunk);
+    }
+    Ok(whole.into())
 }
 
 /// A query string.

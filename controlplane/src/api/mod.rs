@@ -16,7 +16,7 @@ pub mod types;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::middleware::{from_fn, from_fn_with_state, map_response};
@@ -107,7 +107,6 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/tap", get(live::tap))
         .fallback(h::no_such_path)
         .method_not_allowed_fallback(h::no_such_method)
-        .layer(DefaultBodyLimit::max(REQUEST_BYTES_MAX))
         .layer(from_fn_with_state(app.clone(), extract::authorise));
     let open = Router::new()
         .route("/metrics", get(metrics))

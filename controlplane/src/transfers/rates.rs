@@ -20,8 +20,10 @@ const BYTES_MIN: u64 = 4 << 20;
 const TIME_MIN_MS: i64 = 500;
 /// A host that is slower than this share of the median was its own limit.
 const SLOW_SHARE: f64 = 0.5;
-/// Hosts that are at least this near to the fastest had the same limit.
-const ALIKE_SHARE: f64 = 0.5;
+/// When so many hosts are within this factor of the median, either way, they had the same limit.
+/// Not all: one report that came late makes one host look slow or fast for a moment.
+const ALIKE_SHARE: f64 = 0.75;
+const ALIKE_FACTOR: f64 = 2.0;
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Known {
@@ -145,9 +147,14 @@ impl RateBook {
             return;
         }
         rates.sort_unstable();
-        let (median, slowest, fastest) = (rates[rates.len() / 2], rates[0], rates[rates.len() - 1]);
+        let median = rates[rates.len() / 2];
+        let near = |rate: &&u64| {
+            let rate = **rate as f64 / median.max(1) as f64;
+            (1.0 / ALIKE_FACTOR..=ALIKE_FACTOR).contains(&rate)
+        };
+        let near = rates.iter().filter(near).count();
+        let alike = rates.len() > 1 && near as f64 >= ALIKE_SHARE * rates.len() as f64;
         let mut book = self.lock();
-        let alike = rates.len() > 1 && slowest as f64 >= ALIKE_SHARE * fastest as f64;
         let sum = rates.iter().sum();
         match (from_server, alike) {
             (true, true) => book.server_up.set(sum, now_ms),
@@ -199,6 +206,21 @@ mod tests {
         assert_eq!(book.of_server(0).up_bytes_s, Some(10 * MIB));
         assert_eq!(book.of(&agent("a"), 0), Rates::default(), "it may be able to do more");
         assert_eq!(book.of_server(KEEP_MS).up_bytes_s, None, "forgotten");
+    }
+
+    #[test]
+    fn one_host_of_many_does_not_hide_that_the_others_are_alike() {
+        let book = RateBook::default();
+        let others = [sample("a", 4), sample("b", 4), sample("c", 5)];
+        let with = |mbytes_s| [&others[..], &[sample("d", mbytes_s)]].concat();
+        book.learn_now(&with(1), true, false, 0);
+        assert_eq!(book.of_server(0).up_bytes_s, Some(14 * MIB));
+        assert_eq!(book.of(&agent("d"), 0).down_bytes_s, Some(MIB), "it is slower by itself");
+        book.learn_now(&with(20), true, false, 1);
+        assert_eq!(book.of_server(1).up_bytes_s, Some(33 * MIB), "it is what it sends");
+        let half = [sample("a", 4), sample("b", 4), sample("c", 1), sample("d", 1)];
+        book.learn_now(&half, true, false, 2);
+        assert_eq!(book.of_server(2).up_bytes_s, Some(33 * MIB), "of two kinds: nothing is shown");
     }
 
     #[test]
