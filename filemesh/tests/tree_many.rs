@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use tree_world::{STAGED, World, bytes_of};
 
 const FILES: usize = 600;
-/// A quadratic walk of so many names would take hours; a busy machine needs some seconds.
-const LONGEST: Duration = Duration::from_secs(300);
+/// A quadratic walk of so many names would take hours; a busy machine needs a minute.
+const LONGEST: Duration = Duration::from_secs(900);
 
 /// Small files of all lengths up to a block and more, in a few directories.
 fn fill(world: &World) {
