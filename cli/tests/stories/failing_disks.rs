@@ -97,6 +97,12 @@ impl Drop for Disk {
     }
 }
 
+/// Small disks would not do with what must stay free by default.
+fn sparing_nothing() -> AgentOptions {
+    let config = "[transfers]\nkeep_free_bytes = 0\n".to_owned();
+    AgentOptions { config, ..AgentOptions::default() }
+}
+
 fn wait_for_bytes(world: &World, id: &str, agent: &LocalAgent, bytes: usize) {
     wait_until(world, id, "bytes on the host", |detail| {
         host(detail, agent).verified_bytes > bytes as u64
@@ -114,7 +120,7 @@ fn assert_second_failed(detail: &TransferDetail, agents: &[LocalAgent; 3], reaso
 #[test]
 fn a_disk_that_fills_up_costs_a_file_nothing_that_has_begun() {
     let world = World::new();
-    let agents: [LocalAgent; 3] = world.agents(&AgentOptions::default());
+    let agents: [LocalAgent; 3] = world.agents(&sparing_nothing());
     let folder = folder_of(&world, &agents[1]);
     let Some(disk) = Disk::in_memory(folder.clone(), FILE_BYTES + (4 << 20)) else { return };
     let file = file_of(&world, "release.bin", FILE_BYTES);
@@ -132,7 +138,7 @@ fn a_disk_that_fills_up_costs_a_file_nothing_that_has_begun() {
 #[test]
 fn a_disk_that_fills_up_under_a_directory_fails_its_host_alone() {
     let world = World::new();
-    let agents: [LocalAgent; 3] = world.agents(&AgentOptions::default());
+    let agents: [LocalAgent; 3] = world.agents(&sparing_nothing());
     let folder = folder_of(&world, &agents[1]);
     let Some(disk) = Disk::in_memory(folder.clone(), FILE_BYTES + (8 << 20)) else { return };
     let tree = world.dir.path().join("tree");
@@ -163,7 +169,7 @@ fn a_disk_that_fills_up_under_a_directory_fails_its_host_alone() {
 #[test]
 fn a_disk_that_breaks_fails_its_host_and_nothing_bears_the_name() {
     let world = World::new();
-    let agents: [LocalAgent; 3] = world.agents(&AgentOptions::default());
+    let agents: [LocalAgent; 3] = world.agents(&sparing_nothing());
     let folder = folder_of(&world, &agents[1]);
     let Some(disk) = Disk::on_loop(folder.clone()) else { return };
     fs::remove_dir_all(folder.join("lost+found")).unwrap();
@@ -184,7 +190,7 @@ fn a_disk_that_breaks_fails_its_host_and_nothing_bears_the_name() {
 #[test]
 fn a_disk_that_hangs_holds_up_its_host_alone() {
     let world = World::new();
-    let agents: [LocalAgent; 3] = world.agents(&AgentOptions::default());
+    let agents: [LocalAgent; 3] = world.agents(&sparing_nothing());
     let folder = folder_of(&world, &agents[1]);
     let Some(disk) = Disk::on_loop(folder.clone()) else { return };
     fs::remove_dir_all(folder.join("lost+found")).unwrap();
@@ -209,7 +215,7 @@ fn a_disk_that_hangs_holds_up_its_host_alone() {
 #[test]
 fn what_a_killed_host_lost_of_its_writes_is_fetched_again() {
     let world = World::new();
-    let mut agents: [LocalAgent; 3] = world.agents(&AgentOptions::default());
+    let mut agents: [LocalAgent; 3] = world.agents(&sparing_nothing());
     let file = file_of(&world, "release.bin", FILE_BYTES);
     let id = begin(&world, &file, &SLOWLY);
     wait_for_bytes(&world, &id, &agents[1], FILE_BYTES / 2);

@@ -314,6 +314,7 @@ mod tests {
             number: 1,
             parents: parents.iter().map(|parent| Some(*parent)).collect(),
             neighbours: neighbours.to_vec(),
+            far: vec![],
         };
         let plans = [(1, plan(&[0, 2], &[])), (2, plan(&[1, 0], &[3])), (3, plan(&[2, 1], &[]))];
         let links = links_of(plans.iter().map(|(member, plan)| (*member, plan)));

@@ -380,6 +380,8 @@ impl FakeData {
                     let echo = Echo { nonce: ping.nonce, payload: ping.payload };
                     self.say(&target.agent_id, Agent::Echo(echo));
                 }
+                // Hints for swarms, which these agents do not have.
+                server_message::Kind::TransferPlan(_) => {}
                 other => panic!("{other:?}"),
             }
         }

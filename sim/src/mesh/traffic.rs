@@ -192,6 +192,7 @@ mod tests {
             number: 1,
             parents: vec![Some(parent)],
             neighbours: neighbours.to_vec(),
+            far: vec![],
         };
         let mut traffic = Traffic::new(0, 3);
         traffic.plans([(1, &plan(0, &[])), (2, &plan(1, &[]))].into_iter());

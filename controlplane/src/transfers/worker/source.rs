@@ -189,7 +189,9 @@ impl Worker {
             decision = self.transfers.choose(&mut record, &agents);
         }
         self.store_record(&id, &record).await?;
-        // Nobody asks them any more. Those that are targets too hear of that before they are told.
+        // Nobody asks them any more. Those that are targets too, and those that were lost just now,
+        // hear of that before they are told.
+        group.cancel.remove(&id);
         let taken_from = record.fetch_source();
         let others = record.source_ids().filter(|agent| Some(agent) != taken_from.as_ref());
         let others: Vec<AgentId> = others.collect();

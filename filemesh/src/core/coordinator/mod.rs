@@ -31,6 +31,8 @@ mod trees;
 mod whole;
 
 #[cfg(test)]
+mod beginning_tests;
+#[cfg(test)]
 mod property_tests;
 #[cfg(test)]
 mod tests;
@@ -139,7 +141,8 @@ pub struct Coordinator {
     reported: Positions,
     number: u32,
     now_ms: u64,
-    born_ms: u64,
+    /// When the first target joined and when the last, before the first plan.
+    gathering: Option<(u64, u64)>,
     /// When the plan of the whole was last made, and for how many.
     built: Option<(u64, usize)>,
     joined_since: usize,
@@ -185,7 +188,7 @@ impl Coordinator {
             reported: Positions::new(layout.len()),
             number: 0,
             now_ms,
-            born_ms: now_ms,
+            gathering: None,
             built: None,
             joined_since: 0,
             mended: 0,
@@ -319,10 +322,13 @@ impl Coordinator {
         for at in changed {
             let member = |at: u32| self.layout.member(at);
             let parents = (0..self.trees.stripes()).map(|stripe| self.trees.parent(at, stripe));
+            let neighbours = self.neighbours.of(at, with_sources);
+            let far = neighbours.iter().filter(|other| !self.layout.same_region(at, **other));
             let plan = HostPlan {
                 number: self.number,
                 parents: parents.map(|parent| parent.map(member)).collect(),
-                neighbours: self.neighbours.of(at, with_sources).into_iter().map(member).collect(),
+                far: far.map(|other| member(*other)).collect(),
+                neighbours: neighbours.into_iter().map(member).collect(),
             };
             outputs.push(Output::Plan { member: member(at), plan });
         }

@@ -400,8 +400,8 @@ fn who_does_not_join_in_time_is_not_waited_for() {
     let spec = spec(16, 20, 32);
     let mut coordinator = Coordinator::new(spec, Settings::default(), 7, 0);
     (1..=10).for_each(|member| coordinator.joined(member, &Held::Nothing, 10));
-    assert_eq!(coordinator.tick(90), []);
-    assert_eq!(plans(coordinator.tick(100)).len(), 10);
+    assert_eq!(coordinator.tick(100), []);
+    assert_eq!(plans(coordinator.tick(110)).len(), 10);
     assert!(
         (1..=10).all(|member| coordinator.parents(member).iter().flatten().all(|at| *at <= 10))
     );
