@@ -232,9 +232,6 @@ impl Membership {
         let agents = self.members.iter().filter(|(member, _)| !self.removed.contains(member));
         let agents = agents.filter_map(|(_, agent)| agent.clone()).collect();
         self.removed.extend(members);
-        for listed in self.listed.values_mut() {
-            listed.peers.retain(|member, _| !members.contains(member));
-        }
         self.number += 1;
         let (transfer, number, members) = (self.transfer, self.number, members.to_vec());
         (Removal { transfer, number, not_after_ms, members }, agents)
