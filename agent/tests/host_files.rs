@@ -208,6 +208,13 @@ fn an_offer_says_what_the_file_is_or_why_not() {
     let good = offer(1).file.unwrap();
     assert_eq!((good.size_bytes, good.name.as_str(), good.root.len()), (100_000, "f.txt", 32));
     assert!(offer(2).error.contains("path rules"));
+    // Asked only how large it is, it says no more than that.
+    let transfer_id = vec![3; 16].into();
+    let path = file.to_str().unwrap().into();
+    let look = OfferFile { transfer_id, path, look: true, ..OfferFile::default() };
+    server.command(&id, command_body::Kind::OfferFile(look));
+    let size = offer(3).file.unwrap();
+    assert_eq!((size.size_bytes, size.root.len()), (100_000, 0));
 }
 
 /// The final flush of a file may take seconds on a slow disk. Here it takes until another file has

@@ -82,7 +82,8 @@ fn a_fetch_goes_on_in_a_mesh_and_keeps_its_blocks() {
         _ => None,
     });
     assert_eq!(report.transfer_id, transfer_id);
-    let plan = TransferPlan { transfer_id, number: 1, parents: vec![1], neighbours: vec![] };
+    let plan =
+        TransferPlan { transfer_id, number: 1, parents: vec![1], neighbours: vec![], far: vec![] };
     server.send(server_message::Kind::TransferPlan(plan));
     let ended = transfer_end(&server, &push.id);
     assert_eq!((ended.state(), ended.error.as_str()), (TransferState::Done, ""));

@@ -242,7 +242,8 @@ async fn the_bound_on_streams_holds_on_both_sides() {
 #[tokio::test]
 async fn plans_are_heard_in_order_and_lists_as_they_are() {
     let (_authority, nodes, endpoints) = mesh(2);
-    let plan = |number| HostPlan { number, parents: vec![Some(1)], neighbours: vec![] };
+    let plan =
+        |number| HostPlan { number, parents: vec![Some(1)], neighbours: vec![], far: vec![] };
     assert_eq!(endpoints[0].plans().borrow().number, 0);
     for (number, heard) in [(3, 3), (2, 3), (3, 3), (4, 4)] {
         nodes[0].mesh.hint(&plan(number).to_message(&TRANSFER));

@@ -1,6 +1,6 @@
 //! A transfer's progress in words: one line while it runs, a few when it is shown.
 
-use skein_controlplane::api::types::{SlowHost, Transfer, TransferPhase};
+use skein_controlplane::api::types::{SlowHost, SourceState, Transfer, TransferPhase};
 
 use crate::quantity::{bytes, duration};
 use crate::show;
@@ -68,6 +68,14 @@ fn remaining(end_ms: i64, at_ms: i64) -> String {
 pub fn summary(transfer: &Transfer) -> Vec<String> {
     let progress = &transfer.progress;
     let mut lines = vec![format!("gear   {}", show::printable(why(transfer)))];
+    if !transfer.sources.is_empty() {
+        let source = |one: &SourceState| match one.error.is_empty() {
+            true => format!("{}:{}", one.agent_id, one.path),
+            false => format!("{}:{} (lost: {})", one.agent_id, one.path, one.error),
+        };
+        let all: Vec<String> = transfer.sources.iter().map(source).collect();
+        lines.push(format!("from   {}", show::printable(all.join(", "))));
+    }
     lines.push(format!("hosts  {} of {}", states(transfer), transfer.hosts_total));
     let rate = format!("{} % verified, {}/s in all", progress.percent, bytes(transfer.bytes_per_s));
     lines.push(match end(transfer) {
@@ -97,6 +105,12 @@ fn why(transfer: &Transfer) -> String {
 /// Who sent how much.
 fn traffic(transfer: &Transfer) -> String {
     let progress = &transfer.progress;
+    let refused = show::plural(progress.refused_blocks, "block");
+    if transfer.gear == "inline" {
+        // Orders go by the signal channel, where no file content is counted.
+        let each = bytes(transfer.size_bytes);
+        return format!("{each} inside the order of each host; {refused} refused");
+    }
     let mut text = format!("the server sent {}", bytes(progress.source_sent_bytes));
     if transfer.size_bytes > 0 {
         let copies = progress.source_sent_bytes as f64 / transfer.size_bytes as f64;
@@ -109,7 +123,6 @@ fn traffic(transfer: &Transfer) -> String {
         let share = progress.from_peers_bytes as f64 * 100.0 / progress.delivered_bytes as f64;
         text += &format!("; {share:.0} % came from other hosts");
     }
-    let refused = show::plural(progress.refused_blocks, "block");
     format!("{text}; {refused} refused")
 }
 
@@ -220,6 +233,13 @@ mod tests {
         let mut early = ended.clone();
         early.progress.source_is_final = false;
         assert!(summary(&early)[3].contains("1.02 of the file at least;"));
+        let mut inline = early.clone();
+        (inline.gear, inline.size_bytes) = ("inline".into(), 10_240);
+        inline.progress = Default::default();
+        assert_eq!(
+            summary(&inline)[3],
+            "bytes  10 kB inside the order of each host; 0 blocks refused"
+        );
     }
 
     #[test]

@@ -42,12 +42,23 @@ fn hashed(dir: &Path, bytes: &[u8]) -> (PathBuf, HashedFile) {
 }
 
 fn announce(control: &mut Control, path: &Path, manifest: &Manifest, agents: &[&str]) {
+    announce_limited(control, path, manifest, agents, 0);
+}
+
+fn announce_limited(
+    control: &mut Control,
+    path: &Path,
+    manifest: &Manifest,
+    agents: &[&str],
+    rate_limit_bytes_per_s: u64,
+) {
     control.send(to_data::Kind::Seed(fleet::SeedFile {
         transfer_id: TRANSFER.to_vec().into(),
         path: path.to_str().unwrap().to_owned(),
         file: Some(manifest.to_info()),
         agent_ids: agents.iter().map(|agent| (*agent).to_owned()).collect(),
         not_after_ms: FOR_EVER,
+        rate_limit_bytes_per_s,
     }));
 }
 
@@ -137,6 +148,33 @@ fn members_fetch_the_file_and_others_get_nothing() {
     let from_data::Kind::SeedSent(last) = last else { unreachable!() };
     assert_eq!((&last.transfer_id[..], last.bytes), (&TRANSFER[..], 3 * size));
     assert!(stranger.buffer.is_empty());
+    server.process.stop().unwrap();
+}
+
+#[test]
+fn members_share_the_rate_of_their_transfer() {
+    const RATE: u64 = 2_000_000;
+    let server = Server::start();
+    let mut control = server.registered();
+    let bytes = content(3 * 1024 * 1024);
+    let (path, hashed) = hashed(&server.dir, &bytes);
+    let agents = ["m1", "m2", "m3"];
+    announce_limited(&mut control, &path, &hashed.manifest, &agents, RATE);
+    let begun = Instant::now();
+    std::thread::scope(|scope| {
+        for agent in agents {
+            let (server, manifest, bytes) = (&server, &hashed.manifest, &bytes);
+            scope.spawn(move || {
+                // A paced session is woken by nothing but its turn: this would hang without it.
+                let fetched = leech(&mut open(server, agent), agent, manifest);
+                assert!(fetched.as_ref() == Ok(bytes), "{agent}");
+            });
+        }
+    });
+    // What the account held, and a request that was answered whole for each.
+    let burst = RATE / 2 + 3 * 256 * 1024;
+    let least_ms = (3 * bytes.len() as u64 - burst) * 1_000 / RATE;
+    assert!(begun.elapsed().as_millis() as u64 >= least_ms, "{:?}", begun.elapsed());
     server.process.stop().unwrap();
 }
 

@@ -178,6 +178,20 @@ fn a_dropped_file_resumes_with_what_was_written() {
     assert_eq!(fixture.proved(&part), 6 * 16_384 + 500_000 - 30 * 16_384);
 }
 
+/// Reads past the writer, as after its death: what it holds in memory is not there.
+#[test]
+fn what_waits_is_there_after_a_death_once_it_was_written() {
+    let fixture = fixture(500_000);
+    let mut part = fixture.open().unwrap();
+    let on_disk = || fs::read(fixture.path("target").join(PART)).unwrap()[..3 * 16_384].to_vec();
+    fixture.write(&mut part, 0..3);
+    assert!(on_disk().iter().all(|byte| *byte == 0), "nothing waits: this test shows nothing");
+    part.write_waiting().unwrap();
+    assert!(on_disk() == fixture.blocks(0..3).1);
+    // Nothing waits now, and that is no error.
+    part.write_waiting().unwrap();
+}
+
 #[test]
 fn a_claim_without_its_block_does_not_count() {
     // A power loss may keep the bit and lose the block.

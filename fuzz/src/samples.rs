@@ -381,6 +381,7 @@ fn membership() -> Vec<Sample> {
         number: 2,
         parents: vec![1, 0, 10],
         neighbours: vec![1, 9],
+        far: vec![9],
     };
     let report = signal::MeshReport {
         transfer_id: transfer_id(),

@@ -211,6 +211,7 @@ catalogue! {
         CONTROL_TRANSFER_PEER_BYTES = Counter "skein_control_transfer_peer_bytes_total" ["gear", "region"] "Of the delivered bytes, those that other hosts sent; divided by them it is the peer-to-peer share.";
         CONTROL_TRANSFER_BORDER_BYTES = Counter "skein_control_transfer_border_bytes_total" ["from", "to"] "Verified bytes that crossed from one region into another, by sender and receiver; the server is a place of its own. Counted when a host of a planned or mesh transfer is done.";
         CONTROL_TRANSFER_REFUSED_BLOCKS = Counter "skein_control_transfer_refused_blocks_total" ["gear"] "Blocks with a wrong hash that hosts refused, counted when a host ends.";
+        CONTROL_TRANSFER_COMPLAINTS = Counter "skein_control_transfer_complaints_total" ["result"] "Complaints of hosts about parents that were late, by what became of them: settled at once, kept until it shows who is to blame, or dropped because too many waited.";
         CONTROL_KEPT = Gauge "skein_control_kept_entries" ["kind"] "Entries that the control process keeps, by kind; every kind has a bound.";
         CONTROL_TASK_OUTPUT_DISK_BYTES = Gauge "skein_control_task_output_disk_bytes" [] "Task output kept on disk.";
         CONTROL_STORE_BYTES = Gauge "skein_control_store_bytes" [] "Size of the store's file.";

@@ -78,7 +78,7 @@ struct Run {
     /// Piece size, a power of two; by default what a transfer of this size to so many hosts gets
     #[arg(long)]
     piece: Option<Bytes>,
-    /// A fault: kill|slow|cut|corrupt, one of host=|share=|rack=|region=|source, at=, until=, to=
+    /// A fault: kill|slow|cut|corrupt|silent|flood|jump, one of host=|share=|rack=|region=|source, at=, until=, to=
     #[arg(long)]
     fault: Vec<String>,
     /// A file with [[fault]] entries of the same words (kind = "kill", rack = "r7", at = "50%")

@@ -6,6 +6,9 @@
 //!   slow host=old to=25% at=0s       a quarter of its rates, both ways
 //!   cut region=branch at=30% until=60%     nothing crosses the border meanwhile
 //!   corrupt host=web3 at=0s          every block that it sends is false
+//!   silent host=web4 at=1s           it answers nobody any more, and its connections stay
+//!   flood host=web5 at=0s until=3s   it asks everybody for everything, then starts anew
+//!   jump share=20% at=50%            their clocks go ahead by an hour
 //! ```
 
 use crate::queue::Nanos;
@@ -68,6 +71,12 @@ pub enum Kind {
     Cut,
     /// What it sends is false.
     Corrupt,
+    /// It sends nothing to other hosts; connections stay.
+    Silent,
+    /// It asks all it is connected with for everything, again and again.
+    Flood,
+    /// Its clock is an hour ahead from then on.
+    Jump,
 }
 
 /// One fault. Exactly one of `host`, `share`, `rack`, `region` and `source` says whose.
@@ -135,6 +144,9 @@ impl FromStr for Fault {
             "slow" => Kind::Slow,
             "cut" => Kind::Cut,
             "corrupt" => Kind::Corrupt,
+            "silent" => Kind::Silent,
+            "flood" => Kind::Flood,
+            "jump" => Kind::Jump,
             other => return Err(word(other)),
         };
         let mut fault = Self {

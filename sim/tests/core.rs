@@ -57,18 +57,6 @@ fn without_its_source_a_transfer_ends_and_says_so() {
 }
 
 #[test]
-fn a_thin_border_is_crossed_about_once() {
-    let fleet = "[[region]]\nname='far'\nrate='20Mbit'\nlatency='5ms'\n\
-                 [[host]]\nname='s'\nrate='100Mbit'\n\
-                 [[host]]\nname='near{}'\ncount=6\nrate='100Mbit'\n\
-                 [[host]]\nname='far{}'\ncount=6\nrate='100Mbit'\nregion='far'\n";
-    let run = simulate(fleet, 8 * MIB, 65_536, 1, &[], 1);
-    assert!(run.is_whole());
-    let copies = run.border_copies.unwrap();
-    assert!(copies < 1.5, "{copies} copies, {} of the bound", run.last());
-}
-
-#[test]
 fn a_scaled_file_takes_about_as_long() {
     let of = |scale| {
         let run = simulate(&fleet(16, "200Mbit"), 256 * MIB, 1 << 20, scale, &[], 1);

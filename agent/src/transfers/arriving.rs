@@ -183,6 +183,14 @@ impl Arriving {
         }
     }
 
+    /// Hands to the kernel what of a file waits in memory for neighbours: kill -9 would take it.
+    pub fn write_waiting(&mut self) -> Result<(), FetchEnd> {
+        match self {
+            Self::File(file, _) => Ok(file.write_waiting()?),
+            Self::Tree(_) => Ok(()),
+        }
+    }
+
     /// Appends `len` bytes at `offset` to `out`.
     pub fn append_at(
         &mut self,

@@ -33,7 +33,7 @@ mod offered;
 const LIFE_MS: u64 = 3_600_000;
 /// A channel on which nothing is asked for ends after this.
 const IDLE_MS: u64 = 60_000;
-/// An offer that could not be made is told for this long.
+/// An offer that could not be made, or only says how large something is, is told for this long.
 const ERROR_TIME: Duration = Duration::from_secs(60);
 /// Bytes prepared for one write.
 const WRITE_BYTES: usize = 256 * 1024;
@@ -59,6 +59,16 @@ pub(super) async fn run(
 ) {
     let stop = Arc::new(AtomicBool::new(false));
     let work = async {
+        if offer.look {
+            let looked = look(shared, &offer).await;
+            let (file, error) = match looked {
+                Ok(file) => (Some(file), String::new()),
+                Err(error) => (None, error),
+            };
+            shared.board.offer(id, FileOffer { transfer_id: id.to_bytes(), file, error });
+            shared.changed.notify_one();
+            return tokio::time::sleep(ERROR_TIME).await;
+        }
         match prepare(shared, id, &offer, stop.clone()).await {
             Ok((offered, hashed)) => serve(shared, id, &offered, hashed).await,
             Err(error) => {
@@ -79,6 +89,18 @@ pub(super) async fn run(
 
 fn leaves_path(shared: &Shared, id: &TransferId) -> PathBuf {
     shared.settings.dir.join(format!("{id}.leaves"))
+}
+
+/// Says how large what is asked for is.
+async fn look(shared: &Shared, offer: &OfferFile) -> Result<FileInfo, String> {
+    let (rules, order) = (shared.settings.rules.clone(), offer.clone());
+    let found = tokio::task::spawn_blocking(move || {
+        let offered = offered::find(&rules, &order)?;
+        let tree = matches!(offered, Offered::Tree(_));
+        let size_bytes = offered.size_bytes()?;
+        Ok(FileInfo { size_bytes, tree, ..FileInfo::default() })
+    });
+    found.await.map_err(|error| error.to_string())?
 }
 
 /// Opens and hashes what is asked for and puts the offer on the board.

@@ -7,8 +7,8 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueHint};
 use skein_controlplane::api::types::{
-    AgentList, ForecastRequest, Priority, RolloutRequest, Transfer, TransferDetail,
-    TransferForecast, TransferHost, TransferPhase, TransferRequest, TransferSource,
+    AgentList, AgentPath, ForecastRequest, Priority, RolloutRequest, Transfer, TransferDetail,
+    TransferForecast, TransferHost, TransferPhase, TransferRequest, TransferSource, TreeRequest,
 };
 use skein_filemesh::core::folder;
 
@@ -27,7 +27,7 @@ const LOOK_MS: u64 = 200;
 
 /// How `push` is written.
 const USAGE: &str = "skein push [OPTIONS] <PATH>... --to <SELECTOR:DIR>
-       skein push [OPTIONS] --from <AGENT:PATH> --to <SELECTOR:DIR>";
+       skein push [OPTIONS] --from <SELECTOR:PATH>... --to <SELECTOR:DIR>";
 
 /// How it is used.
 const EXAMPLES: &str = "\
@@ -39,6 +39,7 @@ Examples:
   skein push './logs/*.gz' --to role=archive:/logs      a pattern that your shell did not expand
   skein push ./build/ --match '\\.so$' --exclude 'test*' --to all:/usr/local/lib
   skein push --from web-1:/var/log/app/ --match '\\.gz$' --to role=archive:/logs
+  skein push --from role=seed:/srv/app.tar --to role=web:/opt/app     any of the seeds; all must agree
   skein push ./site/ --to all:/srv/site --preserve mode,times,owner --existing refuse
   skein push app.tar --to role=web:/opt/app --batch 1,10%,100%
       one host, then a tenth, then all; halts when a host fails
@@ -69,9 +70,10 @@ pub struct PushArgs {
         value_hint = ValueHint::AnyPath
     )]
     paths: Vec<PathBuf>,
-    /// A path of a host instead, which may be a pattern: AGENT:/path
-    #[arg(long, value_name = "AGENT:PATH")]
-    from: Option<String>,
+    /// A path of a host instead, which may be a pattern: AGENT:/path; of several hosts that have
+    /// the same: given several times, or with a selector
+    #[arg(long, value_name = "SELECTOR:PATH")]
+    from: Vec<String>,
     /// Which hosts, and into which folder: SELECTOR:/folder
     ///
     /// In the folder each host puts its own agent id for {agent} and its host name for {hostname}.
@@ -95,6 +97,9 @@ pub struct PushArgs {
     /// Bytes per second to each host, as in 20M
     #[arg(long, value_parser = parse_bytes, value_name = "RATE")]
     limit: Option<u64>,
+    /// Bytes per second that the server sends to all hosts together, at least 64K
+    #[arg(long, value_parser = parse_bytes, value_name = "RATE")]
+    limit_total: Option<u64>,
     /// Hosts started with each batch, in all: 1,10%,100%; a batch follows when the one before ended
     #[arg(long, value_name = "N|P%,...")]
     batch: Option<String>,
@@ -113,7 +118,7 @@ pub struct PushArgs {
     )]
     gear: String,
     /// Say how it would travel and how long it would take, and do nothing
-    #[arg(long, conflicts_with_all = ["from", "detach"])]
+    #[arg(long, conflicts_with = "detach")]
     dry_run: bool,
     /// Give up on hosts that cannot be reached for this long
     #[arg(long, value_parser = parse_duration_ms, default_value = "30s", value_name = "TIME")]
@@ -130,11 +135,11 @@ pub struct PushArgs {
 pub fn run(args: &PushArgs, context: &Context) -> Outcome {
     let (targets, directory) = split_place(&args.to, "--to SELECTOR:/folder")?;
     folder::check(directory).map_err(|error| CliError::Usage(error.to_string()))?;
-    if args.dry_run && args.from.is_none() {
+    if args.dry_run {
         return dry_run(args, targets, context);
     }
-    let sent = match &args.from {
-        None => {
+    let sent = match &args.from[..] {
+        [] => {
             let small = paths::small(&args.paths, args.name.as_deref(), &args.tree, &args.gear)?;
             match small {
                 Some(sent) => sent,
@@ -144,9 +149,8 @@ pub fn run(args: &PushArgs, context: &Context) -> Outcome {
                 }
             }
         }
-        Some(from) => {
-            let (agent, path) = split_place(from, "--from AGENT:/path")?;
-            let source = TransferSource::Agent { agent: agent.to_owned(), path: path.to_owned() };
+        from => {
+            let source = from_agents(from)?;
             Sent { source, file_name: args.name.clone(), tree: args.tree.request() }
         }
     };
@@ -159,6 +163,7 @@ pub fn run(args: &PushArgs, context: &Context) -> Outcome {
         owner: args.owner.clone(),
         create_directory: args.mkdir,
         rate_limit_bytes_per_s: args.limit,
+        rate_limit_total_bytes_per_s: args.limit_total,
         gear: Some(args.gear.clone()),
         deliver_within_ms: Some(args.deliver_within),
         timeout_ms: Some(args.timeout),
@@ -182,6 +187,18 @@ pub fn run(args: &PushArgs, context: &Context) -> Outcome {
     report(context, &detail)
 }
 
+/// The first and further places of `--from`, of which there is at least one.
+fn from_agents(from: &[String]) -> Result<TransferSource, CliError> {
+    let mut places = Vec::new();
+    for text in from {
+        let (agent, path) = split_place(text, "--from SELECTOR:/path")?;
+        places.push(AgentPath { agent: agent.to_owned(), path: path.to_owned() });
+    }
+    let mut places = places.into_iter();
+    let first = places.next().ok_or_else(|| CliError::Usage("--from is missing".into()))?;
+    Ok(TransferSource::Agent { agent: first.agent, path: first.path, also: places.collect() })
+}
+
 fn parse_priority(text: &str) -> Result<Priority, String> {
     match text {
         "low" => Ok(Priority::Low),
@@ -193,10 +210,17 @@ fn parse_priority(text: &str) -> Result<Priority, String> {
 
 /// Shows what the server's planner says of what would be sent.
 fn dry_run(args: &PushArgs, targets: &str, context: &Context) -> Outcome {
+    let (source, size_bytes) = match args.from.is_empty() {
+        true => (None, paths::stream_bytes(&args.paths, &args.tree)?),
+        false => (Some(from_agents(&args.from)?), 0),
+    };
     let request = ForecastRequest {
         targets: targets.to_owned(),
-        size_bytes: paths::stream_bytes(&args.paths, &args.tree)?,
+        size_bytes,
+        tree: if source.is_some() { args.tree.request() } else { TreeRequest::default() },
+        source,
         rate_limit_bytes_per_s: args.limit,
+        rate_limit_total_bytes_per_s: args.limit_total,
         gear: Some(args.gear.clone()),
     };
     let forecast: TransferForecast = context.client.post("/transfers/forecast", &request)?;

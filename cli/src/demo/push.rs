@@ -9,8 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use skein_controlplane::api::types::{
-    RolloutRequest, Transfer, TransferDetail, TransferPhase, TransferRequest, TransferSource,
-    TreeRequest,
+    Transfer, TransferDetail, TransferPhase, TransferRequest, TransferSource,
 };
 use skein_observe::names;
 
@@ -67,21 +66,12 @@ pub fn show(fleet: &Fleet, dir: &Path, file: &Path) -> Result<PushReport, CliErr
     let before = sent(fleet)?;
     let started = Instant::now();
     let upload_id = upload(fleet, file, name, bytes)?;
+    // All hosts are this machine, so each puts its own name into the path.
+    let directory = format!("{}/received/{{agent}}", braced(&dir.display().to_string()));
     let request = TransferRequest {
-        source: TransferSource::Upload { upload_id },
-        targets: "all".to_owned(),
-        // All hosts are this machine, so each puts its own name into the path.
-        directory: format!("{}/received/{{agent}}", braced(&dir.display().to_string())),
         file_name: Some(name.to_owned()),
-        mode: None,
-        owner: None,
         create_directory: true,
-        rate_limit_bytes_per_s: None,
-        gear: None,
-        deliver_within_ms: None,
-        timeout_ms: None,
-        tree: TreeRequest::default(),
-        rollout: RolloutRequest::default(),
+        ..TransferRequest::new(TransferSource::Upload { upload_id }, "all", &directory)
     };
     let ordered = Instant::now();
     let transfer: Transfer = fleet.server.client().post("/transfers", &request)?;

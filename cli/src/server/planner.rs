@@ -1,7 +1,7 @@
 //! Section `[planner]` of `server.toml`: what the planner of transfers takes things to cost.
 
 use serde::{Deserialize, Serialize};
-use skein_controlplane::transfers::Planning;
+use skein_controlplane::transfers::{Planning, RegionBorder, Topology};
 use skein_filemesh::core::planner::{INLINE_BYTES_MAX, PlannerSettings};
 
 /// The section; `docs/filemesh.md` says how each value is used.
@@ -10,6 +10,12 @@ use skein_filemesh::core::planner::{INLINE_BYTES_MAX, PlannerSettings};
 pub struct PlannerSection {
     /// What the server sends to agents, bytes per second; 0: found out.
     pub server_up_bytes_s: u64,
+    /// Region of the server; empty: that of the first host of a transfer.
+    pub server_region: String,
+    /// Its zone there.
+    pub server_zone: String,
+    /// Thin borders of regions.
+    pub border: Vec<BorderSection>,
     /// Largest file that travels inside orders.
     pub inline_bytes_max: u64,
     /// Rate of a host of which none is known.
@@ -46,11 +52,38 @@ pub struct PlannerSection {
     pub drift_share: f64,
 }
 
+/// A table `[[planner.border]]`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct BorderSection {
+    /// The region, as its hosts name it.
+    pub region: String,
+    /// What it carries into the region, bytes per second.
+    pub in_bytes_s: u64,
+    /// Out of it; absent: as much.
+    #[serde(default)]
+    pub out_bytes_s: Option<u64>,
+}
+
+impl BorderSection {
+    fn border(&self) -> Result<RegionBorder, String> {
+        let (region, in_bytes_s) = (self.region.clone(), self.in_bytes_s);
+        let out_bytes_s = self.out_bytes_s.unwrap_or(in_bytes_s);
+        match region.is_empty() || in_bytes_s == 0 || out_bytes_s == 0 {
+            true => Err("planner.border needs a region and rates above 0".into()),
+            false => Ok(RegionBorder { region, in_bytes_s, out_bytes_s }),
+        }
+    }
+}
+
 impl Default for PlannerSection {
     fn default() -> Self {
         let of = PlannerSettings::default();
         Self {
             server_up_bytes_s: 0,
+            server_region: String::new(),
+            server_zone: String::new(),
+            border: Vec::new(),
             inline_bytes_max: of.inline_bytes_max,
             default_bytes_s: of.default_bytes_s,
             hash_bytes_s: of.hash_bytes_s,
@@ -126,7 +159,22 @@ impl PlannerSection {
             drift_share: self.drift_share,
             ..PlannerSettings::default()
         };
-        Ok(Planning { settings, server_up_bytes_s: self.server_up_bytes_s })
+        let borders = self.border.iter().map(BorderSection::border);
+        let borders: Vec<_> = borders.collect::<Result<_, _>>()?;
+        for (at, border) in borders.iter().enumerate() {
+            if borders[..at].iter().any(|other| other.region == border.region) {
+                return Err(format!("planner.border has region {:?} twice", border.region));
+            }
+        }
+        if self.server_region.is_empty() && !self.server_zone.is_empty() {
+            return Err("planner.server_zone needs planner.server_region".into());
+        }
+        let topology = Topology {
+            server_region: Some(self.server_region.clone()).filter(|region| !region.is_empty()),
+            server_zone: self.server_zone.clone(),
+            borders,
+        };
+        Ok(Planning { settings, server_up_bytes_s: self.server_up_bytes_s, topology })
     }
 }
 
@@ -144,9 +192,23 @@ mod tests {
             "mesh_share = nan",
             "inline_bytes_max = 32769",
             "mesh_border_copies = 0.5",
+            "server_zone = 'a'",
+            "border = [{ region = 'eu', in_bytes_s = 0 }]",
+            "border = [{ region = '', in_bytes_s = 1 }]",
+            "border = [{ region = 'a', in_bytes_s = 1 }, { region = 'a', in_bytes_s = 2 }]",
         ] {
             let section: PlannerSection = toml::from_str(text).unwrap();
             assert!(section.planning().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_border_carries_as_much_out_as_in_unless_it_says_otherwise() {
+        let text = "server_region = 'hq'\n[[border]]\nregion = 'eu'\nin_bytes_s = 5\n\
+            [[border]]\nregion = 'us'\nin_bytes_s = 5\nout_bytes_s = 7\n";
+        let section: PlannerSection = toml::from_str(text).unwrap();
+        let topology = section.planning().unwrap().topology;
+        let out: Vec<u64> = topology.borders.iter().map(|border| border.out_bytes_s).collect();
+        assert_eq!((topology.server_region.as_deref(), &out[..]), (Some("hq"), &[5, 7][..]));
     }
 }

@@ -120,3 +120,45 @@ fn a_push_from_a_host_is_cancelled_while_it_hashes_and_while_the_server_takes_th
         .unwrap_or_else(|error| panic!("{error}: {:?}", cached()));
     }
 }
+
+#[test]
+fn a_push_that_is_paused_halted_or_over_is_cancelled() {
+    let world = World::new();
+    let agents: [LocalAgent; 2] = world.agents(&AgentOptions::default());
+    let file = file_of(&world, "slow.bin", 16 << 20);
+    let id = begin(&world, &file, &["--gear", "planned", "--limit", "1M"]);
+    wait_until(&world, &id, "bytes on every host", |detail| {
+        detail.hosts.iter().all(|host| host.verified_bytes > 0)
+    });
+    world.skein_ends(0, &["transfer", "pause", &id]);
+    wait_until(&world, &id, "both to stand still", |detail| {
+        detail.hosts.iter().all(|host| host.state == TransferHostState::Paused)
+    });
+    let detail = cancel(&world, &id);
+    assert_nothing_is_left(&world, &agents, &detail);
+    // One at a time, and the first cannot: the second is never told.
+    for agent in &agents {
+        std::fs::create_dir_all(folder_of(&world, agent).join("slow.bin")).unwrap();
+    }
+    let flags = ["--gear", "direct", "--batch", "1,100%", "--max-errors", "0"];
+    let id = begin(&world, &file, &flags);
+    wait_until(&world, &id, "the failure to halt it", |detail| {
+        detail.transfer.phase == TransferPhase::Halted
+    });
+    let detail = cancel(&world, &id);
+    let mut states: Vec<_> = detail.hosts.iter().map(|host| host.state).collect();
+    states.sort();
+    assert_eq!(states, [TransferHostState::Failed, TransferHostState::Cancelled], "{detail:#?}");
+    for agent in &agents {
+        assert_eq!(names_in(&folder_of(&world, agent)), ["slow.bin"], "what was in the way");
+        std::fs::remove_dir(folder_of(&world, agent).join("slow.bin")).unwrap();
+        assert_forgotten(agent);
+    }
+    // Too late: the file stays, whichever way it came.
+    let small = file_of(&world, "small.conf", 4_000);
+    let id = begin(&world, &small, &["--gear", "inline"]);
+    ended(&world, &id);
+    world.skein(&["transfer", "cancel", &id]);
+    assert_eq!(super::spread::look(&world, &id).transfer.hosts_done, 2);
+    super::spread::assert_all_have(&world, &agents, &small, "small.conf");
+}

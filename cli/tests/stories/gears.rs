@@ -26,6 +26,7 @@ fn a_small_file_travels_inline_and_is_judged() {
     let id = list[0]["transfer_id"].as_str().unwrap();
     let shown = world.skein_ends(0, &["transfer", "show", id]);
     assert!(shown.contains("gear   inline") && shown.contains("% of the bound"), "{shown}");
+    assert!(shown.contains("inside the order of each host; 0 blocks refused"), "{shown}");
     for agent in &agents {
         let kept = std::fs::read_dir(agent.home().join("transfers")).unwrap().count();
         assert_eq!(kept, 0, "nothing of the orders is kept");
@@ -35,7 +36,7 @@ fn a_small_file_travels_inline_and_is_judged() {
 #[test]
 fn a_dry_run_says_how_and_how_long_and_does_nothing() {
     let world = World::new();
-    let _agents = ["one", "two"].map(|name| world.agent(name, AgentOptions::default()));
+    let agents = ["one", "two"].map(|name| world.agent(name, AgentOptions::default()));
     let file = world.dir.path().join("release.tar");
     // Holes would travel as holes.
     std::fs::write(&file, vec![7; 64 << 20]).unwrap();
@@ -53,5 +54,12 @@ fn a_dry_run_says_how_and_how_long_and_does_nothing() {
     assert!(json["predicted_ms"].as_f64().unwrap() >= json["bound_ms"].as_f64().unwrap());
     let list = world.skein_json(&["transfer", "ls"]);
     assert!(list.as_array().unwrap().is_empty() && !target.exists());
-    world.skein_ends(2, &["push", "--from", "one:/x", "--dry-run", "--to", &to]);
+    // Of an agent's file, who says how large it is, and does nothing else.
+    let from = format!("{}:{file}", agents[0].id());
+    let json = world.skein_json(&["push", "--from", &from, "--dry-run", "--to", &to]);
+    assert_eq!((&json["hosts_total"], &json["size_bytes"]), (&2.into(), &(64 << 20).into()));
+    let missing = world.skein(&["push", "--from", "one:/x", "--dry-run", "--to", &to]);
+    assert!(!missing.status.success());
+    let list = world.skein_json(&["transfer", "ls"]);
+    assert!(list.as_array().unwrap().is_empty() && !target.exists());
 }

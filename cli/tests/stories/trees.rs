@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use skein_cli::local::{AgentOptions, LocalAgent, wait_for};
+use skein_filemesh::core::tree::listing::Kind;
 
 use super::world::{WAIT, World};
 
@@ -208,6 +209,11 @@ fn holes_travel_and_land_as_holes() {
     let metadata = arrived.metadata().unwrap();
     assert_eq!(metadata.len(), 64 << 30);
     assert!(metadata.blocks() * 512 < 16 << 20, "{} blocks", metadata.blocks());
+    // Found by SEEK_DATA and SEEK_HOLE.
+    let rules = skein_filemesh::engine::tree::ScanRules::default();
+    let scanned = skein_filemesh::engine::tree::scan(&target, &rules).unwrap();
+    let Kind::Sparse { extents, .. } = scanned.listing().kind(1) else { panic!("it has no holes") };
+    assert_eq!(extents, [20 << 30..(20 << 30) + data.len() as u64]);
     let mut there = vec![0; data.len()];
     arrived.read_exact_at(&mut there, 20 << 30).unwrap();
     assert!(there == data);

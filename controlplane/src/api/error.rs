@@ -137,7 +137,7 @@ impl From<TransferError> for ApiError {
         match error {
             TransferError::Selector(_)
             | TransferError::NoTargets(_)
-            | TransferError::Source(..)
+            | TransferError::NoSource(_)
             | TransferError::Invalid(_) => Self::invalid(error),
             TransferError::SourceAway(_) | TransferError::Conflict(_) => Self::conflict(error),
             TransferError::NoUpload(_) | TransferError::Unknown(_) => Self::not_found(error),

@@ -330,7 +330,7 @@ pub async fn forecast_transfer(
     State(app): Shared,
     Body(request): Body<ForecastRequest>,
 ) -> Answer<TransferForecast> {
-    Ok(Json(app.transfers.forecast(&request)?))
+    Ok(Json(app.transfers.forecast(&request).await?))
 }
 
 pub async fn transfers(

@@ -9,6 +9,7 @@ mod revocation;
 mod selector;
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use skein_observe::names;
@@ -27,6 +28,8 @@ use crate::store::{Batch, Condition, Store, StoreError, StoreExt};
 const IDENTITY: &str = "agents/identity/";
 const BY_KEY: &str = "agents/by-key/";
 const FACTS: &str = "agents/facts/";
+/// The label by which hosts say in which rack they stand.
+pub const RACK_LABEL: &str = "rack";
 const LABELS: &str = "agents/labels/";
 const REVOKED_SERIAL: &str = "agents/revoked-serial/";
 
@@ -43,11 +46,23 @@ struct State {
     revoked_serials: HashMap<String, RevokedSerial>,
 }
 
+impl State {
+    fn trusted(&self, id: &AgentId) -> Option<&AgentEntry> {
+        let is_trusted = |agent: &&AgentEntry| {
+            let Identity { revoked_ms, serial, .. } = &agent.identity;
+            revoked_ms.is_none() && !self.revoked_serials.contains_key(serial)
+        };
+        self.agents.get(id).filter(is_trusted)
+    }
+}
+
 /// All agents.
 #[derive(Debug)]
 pub struct Registry {
     store: Arc<dyn Store>,
     state: RwLock<State>,
+    /// How often agents or certificates were revoked or forgotten since this process began.
+    revocations: AtomicU64,
 }
 
 /// An agent as tasks and transfers address it.
@@ -59,6 +74,19 @@ pub struct Addressee {
     pub hostname: Arc<str>,
     /// Whether it has a session.
     pub online: bool,
+}
+
+/// Where an agent stands, as it says; empty where it says nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// Cloud area.
+    pub cloud_id: i32,
+    /// Region.
+    pub region: String,
+    /// Zone.
+    pub zone: String,
+    /// The label [`RACK_LABEL`].
+    pub rack: String,
 }
 
 /// An agent as others meet it in a transfer.
@@ -104,7 +132,7 @@ impl Registry {
                 store.commit(Batch::new().delete(entry.key)).await?;
             }
         }
-        Ok(Self { store, state: RwLock::new(state) })
+        Ok(Self { store, state: RwLock::new(state), revocations: AtomicU64::new(0) })
     }
 
     fn read(&self) -> RwLockReadGuard<'_, State> {
@@ -173,6 +201,18 @@ impl Registry {
             .collect()
     }
 
+    /// Where an agent that is known stands.
+    pub fn standing(&self, id: &AgentId) -> Option<Standing> {
+        let state = self.read();
+        let facts = &state.agents.get(id)?.facts;
+        Some(Standing {
+            cloud_id: facts.cloud_id,
+            region: facts.region.clone(),
+            zone: facts.zone.clone(),
+            rack: facts.labels.get(RACK_LABEL).cloned().unwrap_or_default(),
+        })
+    }
+
     /// Region and zone of an agent that is known.
     pub fn place_of(&self, id: &AgentId) -> Option<(String, String)> {
         let state = self.read();
@@ -180,10 +220,21 @@ impl Registry {
         Some((facts.region.clone(), facts.zone.clone()))
     }
 
+    /// Whether an agent is known, and neither it nor its certificate was revoked.
+    pub fn is_trusted(&self, id: &AgentId) -> bool {
+        self.read().trusted(id).is_some()
+    }
+
+    /// Changes whenever agents or certificates are revoked or forgotten: whoever goes by
+    /// [`Self::is_trusted`] looks again.
+    pub fn revocations(&self) -> u64 {
+        self.revocations.load(Ordering::SeqCst)
+    }
+
     /// How others meet an agent; none when it is not known or revoked.
     pub fn mesh_agent(&self, id: &AgentId) -> Option<MeshAgent> {
         let state = self.read();
-        let agent = state.agents.get(id).filter(|agent| agent.identity.revoked_ms.is_none())?;
+        let agent = state.trusted(id)?;
         let session = agent.session.as_ref();
         Some(MeshAgent {
             key_sha256: agent.identity.key_sha256.clone(),

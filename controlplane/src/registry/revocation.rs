@@ -5,6 +5,7 @@
 //! is revoked too instead of undoing the revocation.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
 
 use serde::{Deserialize, Serialize};
 use skein_observe::names;
@@ -66,6 +67,7 @@ impl Registry {
             self.store.put_json(&format!("{REVOKED_SERIAL}{serial}"), &revoked).await?;
             self.write().revoked_serials.insert(serial.clone(), revoked.clone());
         }
+        self.revocations.fetch_add(1, Ordering::SeqCst);
         Ok((changed, new_serials))
     }
 
@@ -128,6 +130,8 @@ impl Registry {
                     let mut state = self.write();
                     state.agents.remove(id);
                     state.revoked_serials.insert(identity.serial, revoked);
+                    drop(state);
+                    self.revocations.fetch_add(1, Ordering::SeqCst);
                     return Ok(true);
                 }
                 // It was renewed at the same moment: its newer certificate is meant as well.

@@ -1,7 +1,5 @@
 //! How a transfer travels: the planner asked with what is known of its hosts.
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 use skein_filemesh::core::geometry::Geometry;
 use skein_filemesh::core::place::Place;
@@ -12,6 +10,7 @@ use skein_wire::ids::AgentId;
 
 use super::TransferError;
 use super::rates::RateBook;
+use super::topology::{Places, Topology};
 use crate::api::types::{GearForecast, TransferForecast};
 use crate::clock;
 use crate::registry::Registry;
@@ -97,24 +96,6 @@ pub fn wanted(gear: Option<&str>) -> Result<Option<Gear>, TransferError> {
     }
 }
 
-/// Where the targets stand, in numbers, in the order of `agents`.
-pub fn places<'a>(
-    registry: &Registry,
-    agents: impl IntoIterator<Item = &'a AgentId>,
-) -> Vec<Place> {
-    let mut regions: BTreeMap<String, u16> = BTreeMap::new();
-    let mut zones: BTreeMap<(u16, String), u16> = BTreeMap::new();
-    let mut number = |agent: &AgentId| {
-        let (region, zone) = registry.place_of(agent).unwrap_or_default();
-        let next = u16::try_from(regions.len()).unwrap_or(u16::MAX);
-        let region = *regions.entry(region).or_insert(next);
-        let next = u16::try_from(zones.len()).unwrap_or(u16::MAX);
-        let zone = *zones.entry((region, zone)).or_insert(next);
-        Place { region, zone, rack: 0 }
-    };
-    agents.into_iter().map(&mut number).collect()
-}
-
 /// What a choice depends on.
 #[derive(Clone, Copy, Debug)]
 pub struct Question<'a> {
@@ -124,6 +105,8 @@ pub struct Question<'a> {
     pub rates: &'a RateBook,
     /// Costs and thresholds.
     pub settings: &'a PlannerSettings,
+    /// The operator's word on places and borders.
+    pub topology: &'a Topology,
     /// The file.
     pub size_bytes: u64,
     /// Its pieces.
@@ -132,6 +115,8 @@ pub struct Question<'a> {
     pub targets: &'a [(&'a AgentId, u64)],
     /// Per host; 0: none.
     pub rate_limit_bytes_per_s: u64,
+    /// Of what the sources send together; 0: none.
+    pub rate_limit_total_bytes_per_s: u64,
     /// The gear that was asked for; it wins where it is possible.
     pub forced: Option<Gear>,
     /// Whether the content can go inside the orders: none has been sent.
@@ -147,6 +132,7 @@ pub struct Choice {
     pub decision: Decision,
     /// Gears that are possible.
     possible: Vec<Gear>,
+    places: Places,
 }
 
 impl Question<'_> {
@@ -154,35 +140,43 @@ impl Question<'_> {
     pub fn choose(&self) -> Option<Choice> {
         let geometry = Geometry::new(self.size_bytes, self.piece_bytes).ok()?;
         let now_ms = clock::now_ms();
-        let places = places(self.registry, self.targets.iter().map(|(agent, _)| *agent));
-        let home = places.first().copied().unwrap_or_default();
-        let source =
-            Host { place: home, rates: self.rates.of_server(now_ms), held_bytes: self.size_bytes };
-        let host = |(place, (agent, held_bytes)): (Place, &(&AgentId, u64))| Host {
-            place,
+        let agents = self.targets.iter().map(|(agent, _)| *agent);
+        let places = self.topology.places(self.registry, agents);
+        let source = Host {
+            place: places.server,
+            rates: self.rates.of_server(now_ms),
+            held_bytes: self.size_bytes,
+        };
+        let host = |(place, (agent, held_bytes)): (&Place, &(&AgentId, u64))| Host {
+            place: *place,
             rates: self.rates.of(agent, now_ms),
             held_bytes: *held_bytes,
         };
-        let targets: Vec<Host> = places.into_iter().zip(self.targets).map(host).collect();
+        let targets: Vec<Host> = places.hosts.iter().zip(self.targets).map(host).collect();
         let held_most = targets.iter().map(|target| target.held_bytes).max().unwrap_or(0);
         let limit = (self.rate_limit_bytes_per_s > 0).then_some(self.rate_limit_bytes_per_s);
+        let total_limit = self.rate_limit_total_bytes_per_s;
+        let sources_bytes_s = (total_limit > 0).then_some(total_limit);
+        let is_limited = limit.or(sources_bytes_s).is_some();
         let total = self.size_bytes.saturating_mul(targets.len() as u64);
         let input = PlannerInput {
             geometry,
             is_hashed: true,
-            can_inline: self.may_inline && total <= INLINE_TOTAL_BYTES_MAX && limit.is_none(),
+            can_inline: self.may_inline && total <= INLINE_TOTAL_BYTES_MAX && !is_limited,
             fresh_bytes: self.size_bytes.saturating_sub(held_most),
             sources: &[source],
             targets: &targets,
-            borders: &[],
-            limits: Limits { sources_bytes_s: None, up_bytes_s: limit, down_bytes_s: limit },
+            borders: &places.borders,
+            limits: Limits { sources_bytes_s, up_bytes_s: limit, down_bytes_s: limit },
             rtt_ms: None,
         };
-        Some(self.settle(decide(&input, self.settings)))
+        let mut decision = decide(&input, self.settings);
+        decision.sentence = places.name_regions(&decision.sentence);
+        Some(self.settle(decision, places))
     }
 
     /// Replaces the planner's gear by what was asked for, or by the best that is possible.
-    fn settle(&self, mut decision: Decision) -> Choice {
+    fn settle(&self, mut decision: Decision, places: Places) -> Choice {
         let can_mesh = self.can_mesh();
         let is_possible = |gear: Gear| can_mesh || !matches!(gear, Gear::Planned | Gear::Mesh);
         let mut possible: Vec<_> =
@@ -214,7 +208,8 @@ impl Question<'_> {
             bound_exact_ms: decision.bound_ms,
             ..GearChoice::default()
         };
-        Choice { stored, decision, possible: possible.iter().map(|one| one.gear).collect() }
+        let possible = possible.iter().map(|one| one.gear).collect();
+        Choice { stored, decision, possible, places }
     }
 
     /// Whoever cannot be reached by others still dials them; one alone has nobody to dial.
@@ -234,7 +229,7 @@ impl Choice {
             predicted_ms: one.time_ms,
             start_ms: one.start_ms,
             bytes_per_s: one.rate as u64,
-            limit: one.reason(),
+            limit: self.places.name_regions(&one.reason()),
             possible: self.possible.contains(&one.gear),
         });
         TransferForecast {

@@ -4,18 +4,22 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 
-use skein_filemesh::core::coordinator::{Coordinator, Held, Output, Participant, Settings, Spec};
+use skein_filemesh::core::coordinator::{
+    ComplaintCounts, Coordinator, Held, Output, Participant, Settings, Spec,
+};
 use skein_filemesh::core::geometry::Geometry;
 use skein_filemesh::core::hints::Progress;
 use skein_filemesh::core::place::Rates;
 use skein_filemesh::core::plan::{HostPlan, Member};
 use skein_filemesh::core::planner::Gear;
 use skein_filemesh::core::swarm::PATIENCE_MS_MIN;
+use skein_observe::names;
 use skein_wire::ids::{AgentId, TransferId, hex_decode};
 use skein_wire::signal::v1::{MeshReport, server_message};
 
-use super::gear::places;
+use super::Transfers;
 use super::membership::{Membership, links_of};
+use super::rates::for_trees;
 use super::record::TransferRecord;
 use crate::clock;
 use crate::fleet::Fleet;
@@ -49,7 +53,7 @@ struct Mesh {
     joined: BTreeSet<Member>,
     plans: BTreeMap<Member, HostPlan>,
     /// Bytes that a member had received, and when it said so.
-    received: HashMap<Member, (u64, i64)>,
+    received: HashMap<Member, (u64, u64)>,
     /// Who needs a list, because it has none or came again.
     unlisted: BTreeSet<Member>,
     /// Added to the numbers of plans, which must grow also over a restart of this process.
@@ -73,7 +77,7 @@ impl Meshes {
         id: TransferId,
         record: &TransferRecord,
         agents: Vec<AgentId>,
-        registry: &Registry,
+        transfers: &Transfers,
     ) {
         let Some(file) = &record.file else { return };
         let geometry = Geometry::new(file.size_bytes, file.piece_bytes);
@@ -87,18 +91,26 @@ impl Meshes {
         for (member, agent) in (SERVER + 1..).zip(&agents) {
             members.insert(agent.clone(), member);
         }
-        let places = places(registry, &agents);
-        let home = places.first().copied().unwrap_or_default();
-        let source = Participant { member: SERVER, place: home, rates: Rates::default() };
-        let target = |(member, place)| Participant { member, place, rates: Rates::default() };
+        let places = transfers.topology.places(&transfers.registry, &agents);
+        let mut server = transfers.rates.of_server(now_ms);
+        let mut rates: Vec<Rates> =
+            agents.iter().map(|agent| transfers.rates.of(agent, now_ms)).collect();
+        for_trees(&mut server, &mut rates);
+        let limit = record.rate_limit_total_bytes_per_s;
+        if limit > 0 {
+            server.up_bytes_s = Some(server.up_bytes_s.map_or(limit, |rate| rate.min(limit)));
+        }
+        let source = Participant { member: SERVER, place: places.server, rates: server };
+        let participant = |(member, (place, rates))| Participant { member, place, rates };
+        let hosts = places.hosts.into_iter().zip(rates);
         let spec = Spec {
             geometry,
             sources: vec![source],
-            targets: (SERVER + 1..).zip(places).map(target).collect(),
+            targets: (SERVER + 1..).zip(hosts).map(participant).collect(),
             gear: record.gear.kind(),
         };
         let seed = u64::from_be_bytes(std::array::from_fn(|at| id.0[at]));
-        let coordinator = Coordinator::new(spec, Settings::default(), seed, now_ms as u64);
+        let coordinator = Coordinator::new(spec, Settings::default(), seed, clock::steady_ms());
         let unlisted = BTreeSet::new();
         let mesh = Mesh {
             coordinator,
@@ -148,7 +160,7 @@ impl Meshes {
     /// Goes over to another gear, where the transfer is meshed already.
     pub fn set_gear(&mut self, id: &TransferId, gear: Gear) {
         if let Some(mesh) = self.runs.get_mut(id) {
-            mesh.coordinator.set_gear(gear, clock::now_ms() as u64);
+            mesh.coordinator.set_gear(gear, clock::steady_ms());
         }
     }
 
@@ -173,7 +185,32 @@ impl Meshes {
             && let Some(member) = mesh.members.get(agent)
         {
             mesh.joined.remove(member);
-            mesh.coordinator.gone(*member, clock::now_ms() as u64);
+            mesh.coordinator.gone(*member, clock::steady_ms());
+        }
+    }
+
+    /// Agents that nobody trusts any more: the others end their streams with them and take no new
+    /// ones, in every transfer of which they are members.
+    pub async fn expel(&mut self, fleet: &Fleet, agents: &BTreeSet<AgentId>) {
+        for (id, mesh) in &mut self.runs {
+            let members = mesh.members.iter().filter(|(agent, _)| agents.contains(*agent));
+            let members: Vec<Member> = members
+                .map(|(_, member)| *member)
+                .filter(|member| mesh.takes_part(*member))
+                .collect();
+            if members.is_empty() {
+                continue;
+            }
+            for member in &members {
+                mesh.joined.remove(member);
+                mesh.unlisted.remove(member);
+                mesh.coordinator.gone(*member, clock::steady_ms());
+            }
+            if let Err(error) = mesh.membership.remove(fleet, &members, mesh.not_after_ms).await {
+                // Lists without them follow with the next plans.
+                tracing::error!(transfer = %id, %error, "members are not told who was removed");
+                mesh.unlisted.extend((SERVER + 1..).take(mesh.started));
+            }
         }
     }
 
@@ -188,24 +225,27 @@ impl Meshes {
         let Some(mesh) = self.runs.get_mut(&id) else { return };
         let member = mesh.members.get(agent).copied();
         let Some(member) = member.filter(|member| mesh.takes_part(*member)) else { return };
-        let now_ms = clock::now_ms();
+        if mesh.membership.is_removed(member) {
+            return;
+        }
+        let now_ms = clock::steady_ms();
         let inside = |range: Range<u32>| range.start.min(mesh.pieces)..range.end.min(mesh.pieces);
         let gained: Vec<_> = report.gained.into_iter().map(inside).collect();
         if mesh.joined.insert(member) {
-            mesh.coordinator.joined(member, &Held::Nothing, now_ms as u64);
+            mesh.coordinator.joined(member, &Held::Nothing, now_ms);
         }
         let last = mesh.received.insert(member, (report.bytes_down, now_ms));
         let rate = last.filter(|(_, at_ms)| now_ms > *at_ms).map(|(bytes, at_ms)| {
-            report.bytes_down.saturating_sub(bytes) * 1_000 / (now_ms - at_ms) as u64
+            report.bytes_down.saturating_sub(bytes) * 1_000 / (now_ms - at_ms)
         });
         tracing::debug!(transfer = %id, member, rate, down = report.bytes_down, up = report.bytes_up,
             late = ?report.late_parents, plan = report.plan_number, "a member reports");
-        mesh.coordinator.progress(member, &gained, rate, now_ms as u64);
+        mesh.coordinator.progress(member, &gained, rate, now_ms);
         if !report.late_parents.is_empty() {
             *mesh.lates.entry(member).or_default() += 1;
         }
         for parent in &report.late_parents {
-            mesh.coordinator.late(member, *parent, now_ms as u64);
+            mesh.coordinator.late(member, *parent, now_ms);
         }
     }
 
@@ -215,7 +255,7 @@ impl Meshes {
         for (id, mesh) in &mut self.runs {
             mesh.look_for_absent(fleet);
             let mut changed = BTreeSet::new();
-            for output in mesh.coordinator.tick(clock::now_ms() as u64) {
+            for output in mesh.coordinator.tick(clock::steady_ms()) {
                 match output {
                     Output::Plan { member, mut plan } => {
                         plan.number += mesh.base;
@@ -235,11 +275,20 @@ impl Meshes {
                     }),
                 }
             }
+            count_complaints(mesh.coordinator.take_complaint_counts());
             if let Err(error) = mesh.tell(*id, changed, fleet, registry).await {
                 tracing::error!(transfer = %id, %error, "lists and plans are not sent");
             }
         }
         lost
+    }
+}
+
+fn count_complaints(counts: ComplaintCounts) {
+    let ComplaintCounts { settled, kept, dropped } = counts;
+    for (result, count) in [("settled", settled), ("kept", kept), ("dropped", dropped)] {
+        let name = names::CONTROL_TRANSFER_COMPLAINTS;
+        metrics::counter!(name, "result" => result).increment(count);
     }
 }
 
@@ -250,7 +299,7 @@ impl Mesh {
 
     /// Members whose session is over are not counted on; they join again by their next report.
     fn look_for_absent(&mut self, fleet: &Fleet) {
-        let now_ms = clock::now_ms() as u64;
+        let now_ms = clock::steady_ms();
         let agents = &self.agents;
         let is_absent = |member: &Member| {
             let agent = agents.get((*member - SERVER - 1) as usize);
@@ -272,6 +321,7 @@ impl Mesh {
         registry: &Registry,
     ) -> Result<(), super::MembershipSendError> {
         let fresh = std::mem::take(&mut self.unlisted);
+        fresh.iter().for_each(|member| self.membership.unlist(*member));
         let mut receivers: BTreeSet<Member> = changed.union(&fresh).copied().collect();
         if receivers.is_empty() {
             return Ok(());

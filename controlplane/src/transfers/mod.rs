@@ -26,6 +26,8 @@ mod progress;
 mod rates;
 mod record;
 pub mod rollout;
+mod sources;
+mod topology;
 mod tree;
 mod worker;
 
@@ -43,6 +45,7 @@ pub use cache::{Cache, CacheError, CacheLimits, Content};
 pub use host::{Final, HostPush};
 pub use membership::{Link, Membership, MembershipSendError, links_of};
 pub use record::{TransferError, TransferRecord};
+pub use topology::{RegionBorder, Topology};
 pub use worker::Worker;
 
 use self::gear::Question;
@@ -52,7 +55,7 @@ use self::rates::RateBook;
 use crate::api::types::{
     ForecastRequest, HostsQuery, Priority, Transfer, TransferDetail, TransferForecast,
     TransferHost, TransferHostState, TransferPhase, TransferRequest, TransferSource,
-    TransfersQuery,
+    TransfersQuery, TreeRequest,
 };
 use crate::clock;
 use crate::jobs::history::Bounds;
@@ -86,6 +89,8 @@ pub struct Planning {
     pub settings: PlannerSettings,
     /// What the server sends to agents, bytes per second; 0: found out.
     pub server_up_bytes_s: u64,
+    /// Where the server and thin borders are.
+    pub topology: Topology,
 }
 
 /// Bytes per second over all hosts, looked at about every second.
@@ -108,6 +113,8 @@ struct Entry {
     sent: progress::SourceSent,
     /// When the source was last asked to offer or the data process to fetch.
     asked_ms: i64,
+    /// Since when sources have been away.
+    away_ms: HashMap<AgentId, i64>,
     /// Why it is queued, as was last found.
     queue_note: String,
     /// When the first host said that it has begun.
@@ -129,6 +136,7 @@ impl Entry {
             speed,
             sent,
             asked_ms: 0,
+            away_ms: HashMap::new(),
             queue_note: String::new(),
             began_ms: None,
             course: None,
@@ -175,6 +183,7 @@ impl Entry {
             transfer_id: record.transfer_id.clone(),
             phase: self.phase(),
             source: record.source.clone(),
+            sources: record.sources.iter().map(sources::SourceAgent::view).collect(),
             targets: record.targets.clone(),
             directory: record.directory.clone(),
             file_name: record.file_name.clone(),
@@ -254,6 +263,8 @@ impl Entry {
 pub enum Order {
     /// A new transfer is stored and entered: begin.
     Start(TransferId),
+    /// How large is what source agents have?
+    Look(worker::Look),
     /// Cancel, pause or resume; answered when the wish is stored.
     Wish(TransferId, Wish, oneshot::Sender<Result<(), TransferError>>),
 }
@@ -281,6 +292,7 @@ pub struct Transfers {
     turns_max: usize,
     orders: mpsc::Sender<Order>,
     planner: PlannerSettings,
+    topology: Topology,
     rates: RateBook,
     /// Some transfer has ended.
     ends: Notify,
@@ -310,7 +322,8 @@ impl Transfers {
         }
         let (orders, queue) = mpsc::channel(ORDERS_MAX);
         let entries = Mutex::new(entries);
-        let (planner, rates) = (planning.settings, RateBook::new(planning.server_up_bytes_s));
+        let Planning { settings: planner, server_up_bytes_s, topology } = planning;
+        let rates = RateBook::load(&*store, server_up_bytes_s, clock::now_ms()).await?;
         let (storing, ends) = (Mutex::default(), Notify::new());
         let this = Self {
             store,
@@ -321,6 +334,7 @@ impl Transfers {
             turns_max,
             orders,
             planner,
+            topology,
             rates,
             ends,
         };
@@ -408,15 +422,8 @@ impl Transfers {
                 }
                 record.run(upload, now_ms);
             }
-            TransferSource::Agent { agent, .. } => {
-                let found = self.registry.select(&agent.parse()?);
-                let [source] = &found[..] else {
-                    return Err(TransferError::Source(agent, found.len()));
-                };
-                if !source.online {
-                    return Err(TransferError::SourceAway(source.id.clone()));
-                }
-                record.source_agent = Some(source.id.to_string());
+            source @ TransferSource::Agent { .. } => {
+                record.sources = sources::find(&self.registry, &source)?;
             }
             TransferSource::Content { .. } => {}
         }
@@ -425,32 +432,61 @@ impl Transfers {
 
     /// Has the planner choose; the record has the outcome.
     fn choose(&self, record: &mut TransferRecord, targets: &[(&AgentId, u64)]) -> Option<Decision> {
-        let choice = record.choose_gear(&self.registry, &self.rates, &self.planner, targets)?;
+        let choice = record.choose_gear(self, targets)?;
         Some(choice.decision)
     }
 
-    /// How a file would travel; nothing is begun.
-    pub fn forecast(&self, request: &ForecastRequest) -> Result<TransferForecast, TransferError> {
+    /// How a file would travel; nothing is begun, but source agents are asked how large it is.
+    pub async fn forecast(
+        &self,
+        request: &ForecastRequest,
+    ) -> Result<TransferForecast, TransferError> {
         let forced = gear::wanted(request.gear.as_deref())?;
         let targets = self.registry.select(&request.targets.parse()?);
         if targets.is_empty() {
             return Err(TransferError::NoTargets(request.targets.clone()));
         }
         let targets: Vec<_> = targets.iter().map(|target| (&target.id, 0)).collect();
-        let size_bytes = request.size_bytes;
+        let size_bytes = match &request.source {
+            Some(source) => self.size_of(source, request.tree.clone()).await?,
+            None => request.size_bytes,
+        };
         let question = Question {
             registry: &self.registry,
             rates: &self.rates,
             settings: &self.planner,
+            topology: &self.topology,
             size_bytes,
             piece_bytes: choose_piece_bytes(size_bytes, cache::HOSTS_ASSUMED),
             targets: &targets,
             rate_limit_bytes_per_s: request.rate_limit_bytes_per_s.unwrap_or(0),
+            rate_limit_total_bytes_per_s: record::total_limit(
+                request.rate_limit_total_bytes_per_s,
+            )?,
             forced,
             may_inline: true,
         };
         let too_large = || TransferError::Invalid(format!("no file has {size_bytes} bytes"));
         Ok(question.choose().ok_or_else(too_large)?.forecast(size_bytes, targets.len()))
+    }
+
+    /// What would travel of what agents have, bytes.
+    async fn size_of(
+        &self,
+        source: &TransferSource,
+        tree: TreeRequest,
+    ) -> Result<u64, TransferError> {
+        record::check_source(source)?;
+        tree::check(&tree)?;
+        let sources = sources::find(&self.registry, source)?;
+        if sources.is_empty() {
+            let why = "a forecast asks agents; of another source say size_bytes";
+            return Err(TransferError::Invalid(why.into()));
+        }
+        let (answer, said) = oneshot::channel();
+        let order = Order::Look(worker::Look { sources, tree, answer });
+        self.orders.send(order).await.map_err(|_| TransferError::Stopping)?;
+        said.await.map_err(|_| TransferError::Stopping)?
     }
 
     /// Waits until a transfer has ended, for at most `wait_ms`.

@@ -5,9 +5,13 @@
 //! otherwise only raises one that is known. What is not shown again is forgotten after
 //! [`KEEP_MS`], so that a repaired link is tried again.
 
-use std::collections::HashMap;
+mod kept;
+
+use std::collections::{BTreeSet, HashMap};
+use std::ops::RangeInclusive;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use serde::{Deserialize, Serialize};
 use skein_filemesh::core::place::Rates;
 use skein_wire::ids::AgentId;
 
@@ -25,7 +29,11 @@ const SLOW_SHARE: f64 = 0.5;
 const ALIKE_SHARE: f64 = 0.75;
 const ALIKE_FACTOR: f64 = 2.0;
 
-#[derive(Clone, Copy, Debug, Default)]
+/// Shares of the median between which hosts are alike for trees. A measurement is not more exact
+/// than that, and a host that seems a little slower than the rate of a tree gets one child less.
+const NOISE_SHARES: RangeInclusive<f64> = 0.7..=1.4;
+
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 struct Known {
     bytes_s: u64,
     at_ms: i64,
@@ -63,6 +71,9 @@ struct Book {
     server_up: Known,
     /// Down and up.
     hosts: HashMap<AgentId, [Known; 2]>,
+    /// Hosts of which the store has something older.
+    changed: BTreeSet<AgentId>,
+    server_changed: bool,
 }
 
 /// The rates; bounded by the number of agents.
@@ -156,6 +167,7 @@ impl RateBook {
         let alike = rates.len() > 1 && near as f64 >= ALIKE_SHARE * rates.len() as f64;
         let mut book = self.lock();
         let sum = rates.iter().sum();
+        book.server_changed = true;
         match (from_server, alike) {
             (true, true) => book.server_up.set(sum, now_ms),
             (true, false) => book.server_up.raise(sum, now_ms),
@@ -166,11 +178,12 @@ impl RateBook {
         let alone = rates.len() == 1 && from_server;
         for (sample, rate) in samples.iter().map(|sample| (sample, sample.rate())) {
             if book.hosts.len() >= AGENTS_MAX && !book.hosts.contains_key(&sample.agent) {
-                book.hosts.retain(|_, known| known.iter().any(|one| one.now(now_ms).is_some()));
+                book.forget(now_ms);
                 if book.hosts.len() >= AGENTS_MAX {
                     return;
                 }
             }
+            book.changed.insert(sample.agent.clone());
             let [down, up] = book.hosts.entry(sample.agent.clone()).or_default();
             let is_slow = (rate as f64) < SLOW_SHARE * median as f64;
             match (alone || is_slow, from_server) {
@@ -182,6 +195,43 @@ impl RateBook {
                 }
             }
         }
+    }
+}
+
+/// Makes rates that were measured fit for shaping trees: hosts whose rates differ only as
+/// measurements do are alike, and those of which nothing is known are like the others where at
+/// least half are known. Otherwise they count as fast as the source, which is as fast as they need
+/// to be: believed to be faster, they would be given more children than they can feed.
+pub fn for_trees(source: &mut Rates, hosts: &mut [Rates]) {
+    let ups = hosts.iter_mut().map(|host| &mut host.up_bytes_s).collect();
+    let up = steady(ups, source.up_bytes_s);
+    let downs = hosts.iter_mut().map(|host| &mut host.down_bytes_s).collect();
+    let down = steady(downs, source.up_bytes_s);
+    if source.up_bytes_s.is_some() {
+        source.up_bytes_s = like(source.up_bytes_s, up);
+    }
+    // It receives nothing, and must not stand out by that.
+    source.down_bytes_s = down.or(source.up_bytes_s);
+}
+
+/// Evens out one direction's rates; the answer is their median, where it says something.
+fn steady(rates: Vec<&mut Option<u64>>, source: Option<u64>) -> Option<u64> {
+    let mut known: Vec<u64> = rates.iter().filter_map(|rate| **rate).collect();
+    known.sort_unstable();
+    let median = known.get(known.len() / 2).copied().filter(|_| 2 * known.len() >= rates.len());
+    for rate in rates {
+        *rate = like(*rate, median).or(source);
+    }
+    median
+}
+
+fn like(rate: Option<u64>, median: Option<u64>) -> Option<u64> {
+    match (rate, median) {
+        (Some(rate), Some(median)) => {
+            let is_alike = NOISE_SHARES.contains(&(rate as f64 / median.max(1) as f64));
+            Some(if is_alike { median } else { rate })
+        }
+        (rate, median) => rate.or(median),
     }
 }
 
@@ -251,5 +301,29 @@ mod tests {
         book.learn(&[sample("a", 9)], true, false, 1);
         let both = book.of(&agent("a"), 1);
         assert_eq!((both.down_bytes_s, both.up_bytes_s), (Some(9 * MIB), Some(MIB)));
+    }
+
+    #[test]
+    fn trees_are_not_shaped_by_noise_nor_by_what_is_not_known() {
+        fn rate_of(rate: &u64) -> Rates {
+            if *rate == 0 { Rates::default() } else { Rates::both(*rate) }
+        }
+        let both = |all: &[u64]| -> Vec<Rates> { all.iter().map(rate_of).collect() };
+        let up = |rate: u64| Rates { up_bytes_s: Some(rate), down_bytes_s: None };
+        let cases: [(Rates, &[u64], u64, &[u64]); 6] = [
+            (up(96), &[100, 95, 104], 100, &[100, 100, 100]),
+            (up(400), &[100, 40, 104, 0], 400, &[100, 40, 100, 100]),
+            (Rates::default(), &[100, 90, 0], 0, &[100, 100, 100]),
+            // Nobody but the source, or one slow host, is known.
+            (up(10), &[0, 0, 0], 10, &[10, 10, 10]),
+            (Rates::default(), &[0, 0, 3], 0, &[0, 0, 3]),
+            (up(50), &[0, 0, 3], 50, &[50, 50, 3]),
+        ];
+        for (mut source, hosts, source_up, expected) in cases {
+            let mut rates = both(hosts);
+            for_trees(&mut source, &mut rates);
+            assert_eq!(rates, both(expected), "{hosts:?}");
+            assert_eq!(source.up_bytes_s.unwrap_or(0), source_up, "{hosts:?}");
+        }
     }
 }

@@ -4,25 +4,24 @@ use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 use skein_filemesh::core::folder;
-use skein_filemesh::core::planner::PlannerSettings;
 use skein_filemesh::engine::check_file_name;
 use skein_wire::ids::{AgentId, TransferId};
 use skein_wire::signal::v1::{FileInfo, JoinTransfer, TransferPriority};
 
-use super::Entry;
 use super::cache::CacheError;
 use super::gear::{self, Choice, GearChoice, Question};
 use super::host::{Final, HostPush};
 use super::judged::Judged;
-use super::rates::RateBook;
 use super::rollout::Rollout;
+use super::sources::SourceAgent;
 use super::tree;
+use super::{Entry, Transfers};
 use crate::api::types::{
     Priority, TransferPhase, TransferRequest, TransferSource, TreeRequest, Upload,
 };
 use crate::jobs::shelf::{Shelf, Stored};
 use crate::random;
-use crate::registry::{Registry, SelectorError};
+use crate::registry::SelectorError;
 use crate::store::{Store, StoreError};
 
 /// Where transfers lie in the store.
@@ -32,6 +31,8 @@ const DELIVER_WITHIN_MS: u64 = 30_000;
 const TIMEOUT_MS: u64 = 6 * 3_600_000;
 const TIMEOUT_MS_MAX: u64 = 7 * 24 * 3_600_000;
 const PATH_BYTES_MAX: usize = 4_096;
+/// Below it a request of 16 KiB of one of several hosts waits for long enough to look unanswered.
+const TOTAL_LIMIT_BYTES_S_MIN: u64 = 64 * 1024;
 
 /// Why a transfer is not accepted or not found.
 #[derive(Debug, thiserror::Error)]
@@ -42,10 +43,10 @@ pub enum TransferError {
     /// Nobody is meant.
     #[error("no agent matches {0:?}; `skein hosts` lists them")]
     NoTargets(String),
-    /// The source is not one agent.
-    #[error("source {0:?} matches {1} agents; name exactly one, by its id")]
-    Source(String, usize),
-    /// The source is away.
+    /// Nobody is meant by a source.
+    #[error("source {0:?} matches no agent; `skein hosts` lists them")]
+    NoSource(String),
+    /// All sources are away; the first of them.
     #[error("source agent {0} is not online; start it or choose another source")]
     SourceAway(AgentId),
     /// No such upload.
@@ -86,9 +87,9 @@ pub struct TransferRecord {
     pub phase: TransferPhase,
     /// Where the file comes from.
     pub source: TransferSource,
-    /// The source agent's id, where it is an agent.
+    /// The source agents, where it comes from agents.
     #[serde(default)]
-    pub source_agent: Option<String>,
+    pub sources: Vec<SourceAgent>,
     /// The selector, as it was asked.
     pub targets: String,
     /// Folder on the targets.
@@ -103,6 +104,9 @@ pub struct TransferRecord {
     pub create_directory: bool,
     /// Per host; 0: none.
     pub rate_limit_bytes_per_s: u64,
+    /// Of what the sources send to all hosts together; 0: none.
+    #[serde(default)]
+    pub rate_limit_total_bytes_per_s: u64,
     /// From the moment at which the file is in the cache.
     pub deliver_within_ms: i64,
     /// When it was created.
@@ -159,9 +163,7 @@ impl TransferRecord {
             check_file_name(name.as_bytes())
                 .map_err(|error| TransferError::Invalid(format!("file name {name:?}: {error}")))?;
         }
-        if let TransferSource::Agent { path, .. } = &request.source {
-            check_path("the source", path)?;
-        }
+        check_source(&request.source)?;
         let mode = request.mode.unwrap_or(0);
         if mode & !0o7777 != 0 {
             return invalid(format!("mode {mode:o} has bits beyond 7777"));
@@ -183,7 +185,7 @@ impl TransferRecord {
             transfer_id: TransferId(random::bytes()?).to_string(),
             phase: TransferPhase::Offering,
             source: without_content(request.source),
-            source_agent: None,
+            sources: Vec::new(),
             targets: request.targets,
             directory: request.directory,
             file_name: request.file_name.unwrap_or_default(),
@@ -191,6 +193,7 @@ impl TransferRecord {
             owner,
             create_directory: request.create_directory,
             rate_limit_bytes_per_s: request.rate_limit_bytes_per_s.unwrap_or(0),
+            rate_limit_total_bytes_per_s: total_limit(request.rate_limit_total_bytes_per_s)?,
             gear: GearChoice::default(),
             gear_wanted: request.gear,
             deliver_within_ms: deliver_within_ms as i64,
@@ -244,15 +247,15 @@ impl TransferRecord {
         self.file.as_ref().map(super::cache::file_info)
     }
 
-    /// The source agent, where it is one.
-    pub fn source_id(&self) -> Option<AgentId> {
-        AgentId::parse(self.source_agent.as_deref()?).ok()
-    }
-
     /// A host that is not reached until then ends as undeliverable.
     pub fn deliver_by_ms(&self) -> i64 {
         let since_ms = self.running_ms.map(|running_ms| running_ms.max(self.rollout.begun_ms));
         since_ms.unwrap_or(self.expire_ms).saturating_add(self.deliver_within_ms)
+    }
+
+    /// Whether a limit, and no link, may say how fast it is.
+    pub fn is_limited(&self) -> bool {
+        self.rate_limit_bytes_per_s > 0 || self.rate_limit_total_bytes_per_s > 0
     }
 
     /// The order to the targets.
@@ -294,26 +297,37 @@ impl TransferRecord {
     /// with the bytes that it holds.
     pub fn choose_gear(
         &mut self,
-        registry: &Registry,
-        rates: &RateBook,
-        settings: &PlannerSettings,
+        transfers: &Transfers,
         targets: &[(&AgentId, u64)],
     ) -> Option<Choice> {
         let file = self.file.as_ref()?;
         let question = Question {
-            registry,
-            rates,
-            settings,
+            registry: &transfers.registry,
+            rates: &transfers.rates,
+            settings: &transfers.planner,
+            topology: &transfers.topology,
             size_bytes: file.size_bytes,
             piece_bytes: file.piece_bytes,
             targets,
             rate_limit_bytes_per_s: self.rate_limit_bytes_per_s,
+            rate_limit_total_bytes_per_s: self.rate_limit_total_bytes_per_s,
             forced: gear::wanted(self.gear_wanted.as_deref()).ok().flatten(),
             may_inline: true,
         };
         let choice = question.choose()?;
         self.gear = choice.stored.clone();
         Some(choice)
+    }
+}
+
+/// Checks a limit of what the sources send together; 0 and none are none.
+pub(super) fn total_limit(limit: Option<u64>) -> Result<u64, TransferError> {
+    match limit.unwrap_or(0) {
+        limit @ 1..TOTAL_LIMIT_BYTES_S_MIN => Err(TransferError::Invalid(format!(
+            "a limit of {limit} bytes per second for all hosts together is less than \
+             {TOTAL_LIMIT_BYTES_S_MIN}, at which hosts would take the source for dead"
+        ))),
+        limit => Ok(limit),
     }
 }
 
@@ -325,6 +339,13 @@ fn without_content(source: TransferSource) -> TransferSource {
         }
         other => other,
     }
+}
+
+/// Refuses paths that no source has.
+pub(super) fn check_source(source: &TransferSource) -> Result<(), TransferError> {
+    let TransferSource::Agent { path, also, .. } = source else { return Ok(()) };
+    check_path("the source", path)?;
+    also.iter().try_for_each(|source| check_path("the source", &source.path))
 }
 
 fn check_path(what: &str, path: &str) -> Result<(), TransferError> {
@@ -362,31 +383,17 @@ pub(super) async fn load(store: &dyn Store) -> Result<HashMap<TransferId, Entry>
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::api::types::RolloutRequest;
 
     pub(in crate::transfers) fn request() -> TransferRequest {
-        TransferRequest {
-            source: TransferSource::Upload { upload_id: "x".into() },
-            targets: "all".into(),
-            directory: "/opt/app".into(),
-            file_name: None,
-            mode: None,
-            owner: None,
-            create_directory: false,
-            rate_limit_bytes_per_s: None,
-            gear: None,
-            deliver_within_ms: None,
-            timeout_ms: None,
-            rollout: RolloutRequest::default(),
-            tree: TreeRequest::default(),
-        }
+        TransferRequest::new(TransferSource::Upload { upload_id: "x".into() }, "all", "/opt/app")
     }
 
     #[test]
     fn hostile_paths_names_and_owners_are_refused() {
         assert!(TransferRecord::from_request(request(), 0).is_ok());
         type Change = fn(&mut TransferRequest);
-        let wrong: [(Change, &str); 13] = [
+        let wrong: [(Change, &str); 14] = [
+            (|r| r.rate_limit_total_bytes_per_s = Some(1_000), "65536"),
             (|r| r.directory = "opt".into(), "absolute"),
             (|r| r.directory = "/opt/../etc".into(), "absolute"),
             (|r| r.directory = "/a\0b".into(), "absolute"),

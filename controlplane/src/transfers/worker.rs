@@ -1,6 +1,8 @@
 //! What moves transfers forward: offers and reports in, orders and announcements out.
 
+mod look;
 mod replan;
+mod revoked;
 mod rollout;
 mod source;
 
@@ -13,6 +15,8 @@ use skein_wire::fleet::v1::{FetchResult, SeedFile, UnseedFile};
 use skein_wire::ids::{AgentId, TransferId};
 use skein_wire::signal::v1::{CancelTransfer, FileOffer, ReportAck, command_body, server_message};
 
+pub use self::look::Look;
+use self::look::Looks;
 use super::counts::{Counts, sender};
 use super::host::{Final, HostPush, Report};
 use super::judged::{Course, Judged, judged};
@@ -46,7 +50,10 @@ pub struct Worker {
     commands: Commands<TransferId>,
     meshes: Meshes,
     counts: Counts,
+    looks: Looks,
     ticks: u32,
+    /// Of the registry, when they were last looked at.
+    revocations: Option<u64>,
 }
 
 /// What one group of events comes to.
@@ -59,7 +66,7 @@ pub struct Group {
     pause: HashMap<TransferId, Vec<AgentId>>,
     /// Ask the source.
     offer: HashSet<TransferId>,
-    offers: Vec<(TransferId, FileOffer)>,
+    offers: Vec<(TransferId, AgentId, FileOffer)>,
     /// Announce to one link (or all) what it must serve.
     seed: HashMap<TransferId, Option<u64>>,
     fetch: HashSet<TransferId>,
@@ -73,7 +80,8 @@ impl Worker {
     /// For a service and the fleet.
     pub fn new(transfers: Arc<Transfers>, fleet: Arc<Fleet>) -> Self {
         let (commands, meshes) = (Commands::default(), Meshes::default());
-        Self { transfers, fleet, commands, meshes, counts: Counts::default(), ticks: 0 }
+        let (counts, looks) = (Counts::default(), Looks::default());
+        Self { transfers, fleet, commands, meshes, counts, looks, ticks: 0, revocations: None }
     }
 }
 
@@ -126,10 +134,13 @@ impl Work for Worker {
             }
             TransferEvent::Offer(agent, offer) => {
                 let Ok(id) = TransferId::from_slice(&offer.transfer_id) else { return };
+                if self.looks.take(&id, &agent, &offer, group) {
+                    return;
+                }
                 let Some(entry) = entries.get(&id) else { return };
-                // Only the source that was asked may say what the file is.
-                if entry.is_open() && entry.record.source_id() == Some(agent) {
-                    group.offers.push((id, offer));
+                // Only a source that was asked may say what the file is.
+                if entry.is_open() && entry.record.has_source(&agent) {
+                    group.offers.push((id, agent, offer));
                 }
             }
             TransferEvent::Refused(agent, command, reason) => {
@@ -137,7 +148,7 @@ impl Work for Worker {
                 let Some(entry) = entries.get(&id) else { return };
                 if entry.record.phase != TransferPhase::Running {
                     let error = format!("source agent {agent} refused: {reason}");
-                    group.offers.push((id, FileOffer { error, ..FileOffer::default() }));
+                    group.offers.push((id, agent, FileOffer { error, ..FileOffer::default() }));
                 } else if let Some(place) = entry.place(&agent)
                     && entry.hosts[place].state() == Host::Sent
                     && entry.hosts[place].delivery.is_newest(dispatch)
@@ -153,7 +164,7 @@ impl Work for Worker {
                     self.meshes.agent_up(id, &agent);
                     let is_stopped = entry.record.rollout.is_stopped();
                     if entry.record.phase != TransferPhase::Running {
-                        if entry.record.source_id().as_ref() == Some(&agent) && !is_stopped {
+                        if entry.record.has_source(&agent) && !is_stopped {
                             group.offer.insert(*id);
                         }
                         continue;
@@ -219,6 +230,7 @@ impl Work for Worker {
                 }
                 self.look_at_queue(group).await;
             }
+            Order::Look(look) => self.look(look).await,
             Order::Wish(id, wish, answer) => {
                 let outcome = match wish {
                     Wish::Cancel => self.begin_cancel(id, group).await,
@@ -233,7 +245,9 @@ impl Work for Worker {
 
     async fn tick(&mut self, group: &mut Group) {
         self.ticks = self.ticks.wrapping_add(1);
+        self.looks.expire(clock::now_ms(), group);
         self.look_at_deadlines(group);
+        self.look_at_revoked(group).await;
         self.look_at_batches(group).await;
         self.look_at_queue(group).await;
         self.look_at_courses(group).await;
@@ -246,8 +260,8 @@ impl Work for Worker {
 
     /// Makes a group durable, then visible, then acknowledged; then sends what is to be sent.
     async fn settle(&mut self, mut group: Group) {
-        for (id, offer) in std::mem::take(&mut group.offers) {
-            if let Err(error) = self.offered(id, offer, &mut group).await {
+        for (id, agent, offer) in std::mem::take(&mut group.offers) {
+            if let Err(error) = self.offered(id, &agent, offer, &mut group).await {
                 self.fail(id, &error.to_string(), &mut group).await;
             }
         }
@@ -337,7 +351,7 @@ impl Worker {
             }
         }
         if record.phase != TransferPhase::Running {
-            reach.extend(record.source_id());
+            reach.extend(record.source_ids());
         }
         group.cancel.insert(id, reach);
         Ok(())
@@ -457,7 +471,7 @@ impl Worker {
             let runs = record.phase == TransferPhase::Running && !record.rollout.is_stopped();
             if runs && record.gear.is_meshed() && !self.meshes.has(id) {
                 let agents = entry.hosts.iter().map(|host| host.agent.clone()).collect();
-                self.meshes.begin(*id, record, agents, &self.transfers.registry);
+                self.meshes.begin(*id, record, agents, &self.transfers);
                 self.meshes.start(id, entry.started(), record.expire_ms);
             }
         }
@@ -483,7 +497,7 @@ impl Worker {
             group.ends.add(id, place, host.ended_by_server(Host::Failed, now_ms, why));
         }
         group.unseed.insert(id);
-        group.cancel.entry(id).or_default().extend(entry.record.source_id());
+        group.cancel.entry(id).or_default().extend(entry.record.source_ids());
     }
 
     async fn store_ends(&mut self, group: &mut Group) {
@@ -611,6 +625,7 @@ impl Worker {
             file: record.file_info(),
             agent_ids,
             not_after_ms: record.expire_ms,
+            rate_limit_bytes_per_s: record.rate_limit_total_bytes_per_s,
         };
         match link {
             Some(link) => drop(self.fleet.tell_link(link, To::Seed(seed)).await),
@@ -710,6 +725,10 @@ impl Worker {
             }
             self.transfers.lock().remove(&id);
         }
+        let rates = &self.transfers.rates;
+        if let Err(error) = rates.keep(&*self.transfers.store, clock::now_ms()).await {
+            tracing::warn!(%error, "what is known of rates is not stored");
+        }
         self.report();
         if self.ticks.is_multiple_of(TICKS_PER_TIDYING) {
             let cache = self.transfers.cache.clone();
@@ -762,7 +781,7 @@ fn learn(rates: &RateBook, entry: &Entry) {
     });
     // What was planned again has shown its rates while it ran.
     let samples: Vec<Sample> = samples.filter(|_| entry.record.gear.replans == 0).collect();
-    let is_limited = entry.record.rate_limit_bytes_per_s > 0;
+    let is_limited = entry.record.is_limited();
     rates.learn(&samples, !entry.record.gear.is_meshed(), is_limited, clock::now_ms());
 }
 

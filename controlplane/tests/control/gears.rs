@@ -7,28 +7,12 @@ use skein_controlplane::api::types::*;
 use skein_wire::ids::hex_encode;
 use skein_wire::signal::v1::agent_message::Kind as Agent;
 use skein_wire::signal::v1::{
-    CommandBody, HostFacts, JoinTransfer, TransferState, TransferUpdate, command_body,
+    CommandBody, FileInfo, FileOffer, HostFacts, JoinTransfer, TransferState, TransferUpdate,
+    command_body,
 };
 
-use crate::harness::{TestServer, config, facts, fleet_of, online, until};
-
-fn push(source: TransferSource) -> TransferRequest {
-    TransferRequest {
-        source,
-        targets: "all".into(),
-        directory: "/opt/app".into(),
-        file_name: None,
-        mode: None,
-        owner: None,
-        create_directory: true,
-        rate_limit_bytes_per_s: None,
-        gear: None,
-        deliver_within_ms: None,
-        timeout_ms: None,
-        tree: Default::default(),
-        rollout: Default::default(),
-    }
-}
+use crate::harness::{TestServer, config, facts, fleet_of, online, push, until};
+use crate::transfers::from_agent;
 
 fn small(content: &[u8]) -> TransferSource {
     TransferSource::Content {
@@ -115,7 +99,10 @@ async fn a_forecast_begins_nothing() {
     let request = |size_bytes, gear: Option<&str>| ForecastRequest {
         targets: "all".into(),
         size_bytes,
+        source: None,
+        tree: Default::default(),
         rate_limit_bytes_per_s: None,
+        rate_limit_total_bytes_per_s: None,
         gear: gear.map(str::to_owned),
     };
     let ask = async |request| {
@@ -135,6 +122,55 @@ async fn a_forecast_begins_nothing() {
     assert!(asked.unwrap_err().1.contains("no agent matches"));
     let list: TransferList = server.api.get("/transfers").await.unwrap();
     assert!(list.transfers.is_empty() && data.seen().commands.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_forecast_asks_the_sources_how_large_it_is() {
+    let (server, data, agents) = fleet_of(&["seed1", "seed2", "bad", "other"]).await;
+    let answers = |size_bytes: u64, error: &'static str| {
+        move |body: CommandBody| match body.kind {
+            Some(command_body::Kind::OfferFile(offer)) => {
+                assert!(offer.look && offer.path == "/srv/f", "{offer:?}");
+                let file = Some(FileInfo { size_bytes, ..FileInfo::default() });
+                let (transfer_id, error) = (offer.transfer_id, error.to_owned());
+                vec![Agent::FileOffer(FileOffer { transfer_id, file, error })]
+            }
+            _ => Vec::new(),
+        }
+    };
+    data.up(&agents[0], answers(1 << 30, ""));
+    data.up(&agents[1], answers(1 << 30, ""));
+    data.up(&agents[2], answers(0, "no such file"));
+    data.up(&agents[3], answers(5, ""));
+    let ask = async |from: &str| {
+        let request = ForecastRequest {
+            targets: "all".into(),
+            size_bytes: 0,
+            source: Some(from_agent(from, "/srv/f")),
+            tree: Default::default(),
+            rate_limit_bytes_per_s: None,
+            rate_limit_total_bytes_per_s: Some(1 << 20),
+            gear: None,
+        };
+        server.api.post::<TransferForecast>("/transfers/forecast", &request).await
+    };
+    let forecast = ask("host=seed*").await.unwrap();
+    assert_eq!((forecast.size_bytes, forecast.hosts_total), (1 << 30, 4));
+    assert!(forecast.bound_ms > 1_000_000.0, "a GiB through 1 MiB/s: {forecast:?}");
+    let error = ask("host=bad").await.unwrap_err();
+    assert!(error.1.contains("no such file"), "{}", error.1);
+    let error = ask("host=seed1|host=other").await.unwrap_err();
+    assert!(error.1.contains("do not have the same content"), "{}", error.1);
+    until("all are told that it is over", || {
+        let seen = data.seen();
+        let is_end =
+            |body: &CommandBody| matches!(body.kind, Some(command_body::Kind::CancelTransfer(_)));
+        let ends = seen.commands.iter().filter(|(_, body)| is_end(body)).count();
+        (ends == 5).then_some(())
+    })
+    .await;
+    let list: TransferList = server.api.get("/transfers").await.unwrap();
+    assert!(list.transfers.is_empty() && data.seen().fetches.is_empty());
 }
 
 /// The server was said to be fast, and is not: hosts that get little from it are made a mesh.
@@ -163,7 +199,10 @@ async fn a_transfer_that_is_off_course_goes_on_as_a_mesh() {
     let forecast = ForecastRequest {
         targets: "all".into(),
         size_bytes: SIZE,
+        source: None,
+        tree: Default::default(),
         rate_limit_bytes_per_s: None,
+        rate_limit_total_bytes_per_s: None,
         gear: None,
     };
     let forecast: TransferForecast =

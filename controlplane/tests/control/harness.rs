@@ -249,6 +249,12 @@ pub fn csr(key: &KeyPair) -> bytes::Bytes {
     bytes::Bytes::copy_from_slice(request.der())
 }
 
+/// A push to everybody.
+pub fn push(source: TransferSource) -> TransferRequest {
+    let request = TransferRequest::new(source, "all", "/opt/app");
+    TransferRequest { create_directory: true, ..request }
+}
+
 pub fn facts(hostname: &str) -> HostFacts {
     HostFacts {
         hostname: hostname.into(),
@@ -374,6 +380,8 @@ impl FakeData {
                     let echo = Echo { nonce: ping.nonce, payload: ping.payload };
                     self.say(&target.agent_id, Agent::Echo(echo));
                 }
+                // Hints for swarms, which these agents do not have.
+                server_message::Kind::TransferPlan(_) => {}
                 other => panic!("{other:?}"),
             }
         }

@@ -7,6 +7,7 @@ mod hostile;
 mod operators;
 mod progress;
 mod restart;
+mod revoking;
 mod rollout;
 mod running_tasks;
 mod strangers;

@@ -15,19 +15,8 @@ const SIZE: u64 = 300_000;
 async fn push(api: &Api, gear: &str) -> Transfer {
     let upload: Upload = api.put("/uploads?name=f", vec![7; SIZE as usize]).await.expect("room");
     let request = TransferRequest {
-        source: TransferSource::Upload { upload_id: upload.upload_id },
-        targets: "all".into(),
-        directory: "/opt".into(),
-        file_name: None,
-        mode: None,
-        owner: None,
-        create_directory: true,
-        rate_limit_bytes_per_s: None,
         gear: Some(gear.into()),
-        deliver_within_ms: None,
-        timeout_ms: None,
-        tree: Default::default(),
-        rollout: Default::default(),
+        ..crate::harness::push(TransferSource::Upload { upload_id: upload.upload_id })
     };
     api.post("/transfers", &request).await.expect("a transfer")
 }

@@ -13,6 +13,7 @@ use skein_wire::signal::v1::{
 use crate::harness::{
     Api, FakeData, TestAgent, TestServer, WAIT, config, fleet_of, fleet_on, online, until,
 };
+use crate::transfers::from_agent;
 
 fn update(transfer_id: &bytes::Bytes, state: TransferState, verified_bytes: u64) -> Agent {
     let transfer_id = transfer_id.clone();
@@ -52,19 +53,9 @@ fn runs(finish: Arc<AtomicBool>) -> impl FnMut(CommandBody) -> Vec<Agent> + Send
 async fn push(api: &Api, rollout: RolloutRequest) -> Transfer {
     let upload: Upload = api.put("/uploads?name=f", vec![7; 1_000]).await.expect("an upload");
     let request = TransferRequest {
-        source: TransferSource::Upload { upload_id: upload.upload_id },
-        targets: "all".into(),
-        directory: "/opt/app".into(),
-        file_name: None,
-        mode: None,
-        owner: None,
-        create_directory: true,
-        rate_limit_bytes_per_s: None,
         gear: Some("direct".into()),
-        deliver_within_ms: None,
-        timeout_ms: None,
-        tree: TreeRequest::default(),
         rollout,
+        ..crate::harness::push(TransferSource::Upload { upload_id: upload.upload_id })
     };
     api.post("/transfers", &request).await.expect("a transfer")
 }
@@ -239,7 +230,7 @@ async fn a_pause_stops_every_host_and_outlives_the_control_process() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_paused_source_is_told_to_stop_and_asked_again() {
     let (server, data, agents) = fleet_of(&["source", "target"]).await;
-    let source = TransferSource::Agent { agent: "source".into(), path: "/srv/f".into() };
+    let source = from_agent("source", "/srv/f");
     let request = serde_json::json!({
         "source": source, "targets": "host=target", "directory": "/opt/app",
     });

@@ -11,28 +11,15 @@ use skein_wire::signal::v1::{
     CommandBody, FileInfo, FileOffer, TransferState, TransferUpdate, command_body,
 };
 
-use crate::harness::{TestServer, fleet_of, online, until};
+use crate::harness::{TestServer, fleet_of, online, push, until};
 
 fn content(bytes: usize) -> Vec<u8> {
     (0..bytes).map(|n| (n * n / 7) as u8).collect()
 }
 
-fn push(source: TransferSource) -> TransferRequest {
-    TransferRequest {
-        source,
-        targets: "all".into(),
-        directory: "/opt/app".into(),
-        file_name: None,
-        mode: None,
-        owner: None,
-        create_directory: true,
-        rate_limit_bytes_per_s: None,
-        gear: None,
-        deliver_within_ms: None,
-        timeout_ms: None,
-        rollout: RolloutRequest::default(),
-        tree: TreeRequest::default(),
-    }
+/// A path on the hosts that a selector matches, as source.
+pub fn from_agent(agent: &str, path: &str) -> TransferSource {
+    TransferSource::Agent { agent: agent.into(), path: path.into(), also: Vec::new() }
 }
 
 /// An agent that receives everything.
@@ -128,7 +115,7 @@ async fn an_agents_file_is_offered_fetched_and_pushed() {
         _ => receives(body),
     });
     data.up(&agents[1], receives);
-    let source = TransferSource::Agent { agent: "source".into(), path: "/srv/app.tar".into() };
+    let source = from_agent("source", "/srv/app.tar");
     let transfer: Transfer = server.api.post("/transfers", &push(source)).await.unwrap();
     let fetch = until("the data process is to fetch", || data.seen().fetches.pop()).await;
     assert_eq!((fetch.agent_id.as_str(), fetch.file.as_ref()), (source_id.as_str(), Some(&info)));
@@ -151,14 +138,76 @@ async fn a_source_that_cannot_offer_ends_the_whole_with_its_reason() {
         }
         _ => Vec::new(),
     });
-    let source = TransferSource::Agent { agent: "source".into(), path: "/none".into() };
+    let source = from_agent("source", "/none");
     let transfer: Transfer = server.api.post("/transfers", &push(source)).await.unwrap();
     let detail = server.api.ended_transfer(&transfer.transfer_id).await;
     assert_eq!(detail.transfer.error, "no such file");
     assert!(detail.hosts.iter().all(|host| host.state == TransferHostState::Failed));
-    let both = TransferSource::Agent { agent: "all".into(), path: "/x".into() };
-    let error = server.api.post::<Transfer>("/transfers", &push(both)).await.unwrap_err();
-    assert!(error.1.contains("exactly one"), "{}", error.1);
+    let nobody = from_agent("host=nobody", "/x");
+    let error = server.api.post::<Transfer>("/transfers", &push(nobody)).await.unwrap_err();
+    assert!(error.1.contains("matches no agent"), "{}", error.1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_source_takes_over_from_one_that_is_lost() {
+    let (server, data, agents) = fleet_of(&["seed1", "seed2", "seed3", "target"]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let (path, info) = source_file(folder.path());
+    data.up(&agents[0], offers(info.clone()));
+    data.up(&agents[1], offers(info.clone()));
+    data.up(&agents[2], |body| match body.kind {
+        Some(command_body::Kind::OfferFile(offer)) => {
+            let (transfer_id, error) = (offer.transfer_id, "no such file".to_owned());
+            vec![Agent::FileOffer(FileOffer { transfer_id, file: None, error })]
+        }
+        _ => Vec::new(),
+    });
+    data.up(&agents[3], receives);
+    let source = from_agent("host=seed*", "/srv/app.tar");
+    let push = TransferRequest { targets: "host=target".into(), ..push(source) };
+    let transfer: Transfer = server.api.post("/transfers", &push).await.unwrap();
+    assert_eq!(transfer.sources.len(), 3);
+    let first = until("the data process is to fetch", || data.seen().fetches.pop()).await;
+    let lost = first.agent_id.clone();
+    let (transfer_id, error) = (first.transfer_id, "the connection broke".to_owned());
+    data.send(From::Fetch(FetchResult { transfer_id, error, bytes: 0 }));
+    let second = until("it is to fetch from the other", || {
+        data.seen().fetches.pop().filter(|fetch| fetch.agent_id != lost)
+    })
+    .await;
+    std::fs::copy(&path, &second.path).unwrap();
+    let transfer_id = second.transfer_id;
+    data.send(From::Fetch(FetchResult { transfer_id, error: String::new(), bytes: 70_000 }));
+    let detail = server.api.ended_transfer(&transfer.transfer_id).await;
+    assert_eq!((detail.transfer.hosts_done, detail.transfer.error.as_str()), (1, ""));
+    let errors: Vec<_> = detail.transfer.sources.iter().map(|one| one.error.as_str()).collect();
+    let broken = "fetching from the source: the connection broke";
+    assert!(errors.contains(&broken) && errors.contains(&"no such file"), "{errors:?}");
+    assert!(errors.contains(&""), "the one that served is not lost: {errors:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sources_that_differ_are_named_and_nothing_is_sent() {
+    let (server, data, agents) = fleet_of(&["seed1", "seed2", "target"]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let (_, info) = source_file(folder.path());
+    let other = FileInfo { root: vec![7; 32].into(), ..info.clone() };
+    data.up(&agents[0], offers(info));
+    data.up(&agents[1], offers(other));
+    let mut source = from_agent("host=seed1", "/srv/app.tar");
+    if let TransferSource::Agent { also, .. } = &mut source {
+        let (agent, path) = ("host=seed2".to_owned(), "/srv/app.tar".to_owned());
+        also.push(AgentPath { agent, path });
+    }
+    let push = TransferRequest { targets: "host=target".into(), ..push(source) };
+    let transfer: Transfer = server.api.post("/transfers", &push).await.unwrap();
+    let detail = server.api.ended_transfer(&transfer.transfer_id).await;
+    let error = &detail.transfer.error;
+    assert!(error.contains("do not have the same content"), "{error}");
+    for agent in &agents[..2] {
+        assert!(error.contains(&format!("{}:/srv/app.tar", agent.id)), "{error}");
+    }
+    assert!(data.seen().fetches.is_empty() && data.seen().seeds.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -253,7 +302,7 @@ async fn a_fetched_file_counts_although_its_report_was_lost() {
     let (path, info) = source_file(folder.path());
     data.up(&agents[0], offers(info));
     data.up(&agents[1], receives);
-    let source = TransferSource::Agent { agent: "source".into(), path: "/srv/app.tar".into() };
+    let source = from_agent("source", "/srv/app.tar");
     let push = TransferRequest { targets: "host=target".into(), ..push(source) };
     let transfer: Transfer = server.api.post("/transfers", &push).await.unwrap();
     let fetch = until("the data process is to fetch", || data.seen().fetches.pop()).await;
@@ -271,7 +320,7 @@ async fn a_fetch_that_failed_leaves_no_bytes_in_the_cache() {
     let folder = tempfile::tempdir().unwrap();
     let (_, info) = source_file(folder.path());
     data.up(&agents[0], offers(info));
-    let source = TransferSource::Agent { agent: "source".into(), path: "/srv/app.tar".into() };
+    let source = from_agent("source", "/srv/app.tar");
     let transfer: Transfer = server.api.post("/transfers", &push(source)).await.unwrap();
     let fetch = until("the data process is to fetch", || data.seen().fetches.pop()).await;
     let list: UploadList = server.api.get("/uploads").await.unwrap();

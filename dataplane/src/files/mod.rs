@@ -6,11 +6,13 @@
 //! announced and decides who is a member: nobody else gets a byte.
 
 mod fetch;
+mod pace;
 mod pool;
 mod seed;
 mod service;
 
 pub use fetch::{FetchDisk, FetchOrder, OpenError, WriteJob};
+pub use pace::Pace;
 pub use pool::FilePool;
 pub use seed::{OpenSeed, SeedOffer, leaves_path};
 pub use service::{FileService, Role};

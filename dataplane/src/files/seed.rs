@@ -13,6 +13,8 @@ use skein_filemesh::engine::{LeafFile, SeedFile, hash_file};
 use skein_wire::fleet::v1 as fleet;
 use skein_wire::ids::{AgentId, TransferId};
 
+use super::pace::Pace;
+
 /// What control announced.
 #[derive(Debug)]
 pub struct SeedOffer {
@@ -26,6 +28,8 @@ pub struct SeedOffer {
     pub not_after_ms: i64,
     path: PathBuf,
     members: HashSet<AgentId>,
+    /// Of all members together, over all announcements.
+    pace: Option<Arc<Pace>>,
     open: OnceLock<Result<OpenSeed, String>>,
     sent: Arc<Sent>,
 }
@@ -65,19 +69,33 @@ impl SeedOffer {
             not_after_ms: seed.not_after_ms,
             path: PathBuf::from(seed.path),
             members,
+            pace: (seed.rate_limit_bytes_per_s > 0)
+                .then(|| Arc::new(Pace::new(seed.rate_limit_bytes_per_s))),
             open: OnceLock::new(),
             sent: Arc::default(),
         })
     }
 
-    /// Goes on counting where an earlier announcement of the same transfer is.
+    /// Goes on counting, and keeping the rate, where an earlier announcement of the same transfer is.
     pub fn continues(&mut self, earlier: &Self) {
         self.sent = earlier.sent.clone();
+        let rate = |pace: &Arc<Pace>| pace.bytes_per_s();
+        if earlier.pace.as_ref().map(rate) == self.pace.as_ref().map(rate) {
+            self.pace.clone_from(&earlier.pace);
+        }
     }
 
     /// Content is on its way to a member.
-    pub fn count_sent(&self, bytes: u64) {
-        self.sent.bytes.fetch_add(bytes, Ordering::Relaxed);
+    pub fn count_sent(&self, bytes: u32) {
+        self.sent.bytes.fetch_add(bytes.into(), Ordering::Relaxed);
+        if let Some(pace) = &self.pace {
+            pace.sent(bytes);
+        }
+    }
+
+    /// Whether the rate that all members share lets one be sent something now.
+    pub fn may_send(&self) -> bool {
+        self.pace.as_ref().is_none_or(|pace| pace.is_free())
     }
 
     /// Content that was sent, in bytes.

@@ -386,6 +386,18 @@ impl Conn {
         }
     }
 
+    /// Whether it has something to send and waits for its transfer's rate; [`Self::pace_turn`]
+    /// tries again.
+    pub fn is_paced(&self) -> bool {
+        matches!(&self.state, State::File(file) if file.is_paced())
+    }
+
+    /// Its turn in the line of those that wait for a transfer's rate.
+    pub fn pace_turn(&mut self, ctx: &mut Ctx<'_>) {
+        self.heard_ms = ctx.now_ms; // who is kept waiting need not show life
+        self.advance_file(ctx);
+    }
+
     fn advance_file(&mut self, ctx: &mut Ctx<'_>) {
         let waiting = self.out.len() - self.out_sent;
         if let State::File(file) = &mut self.state

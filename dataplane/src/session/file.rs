@@ -44,6 +44,8 @@ struct SeedRun {
     seeder: Seeder,
     /// A disk job is under way; its answer goes out next.
     busy: bool,
+    /// There is something to send for which the transfer's rate has no room.
+    paced: bool,
 }
 
 struct FetchRun {
@@ -78,6 +80,11 @@ impl FileState {
     /// Whether the peer has not named a transfer that is open.
     pub fn is_in_handshake(&self) -> bool {
         matches!(self.phase, Phase::Handshake)
+    }
+
+    /// Whether it has something to send and waits for the transfer's rate.
+    pub fn is_paced(&self) -> bool {
+        matches!(&self.phase, Phase::Seed(run) if run.paced)
     }
 
     /// Takes plaintext; it is looked at in [`Self::advance`], once per turn.
@@ -127,7 +134,8 @@ impl FileState {
                     let seeder = Seeder::accept(tree, Have::All, ours, &theirs, ctx.now_ms)
                         .map_err(|_| CloseReason::Malformed)?;
                     let offer = offer.clone();
-                    self.phase = Phase::Seed(Box::new(SeedRun { offer, seeder, busy: false }));
+                    let run = SeedRun { offer, seeder, busy: false, paced: false };
+                    self.phase = Phase::Seed(Box::new(run));
                 }
             },
             Some(Role::Fetch(order)) => {
@@ -222,8 +230,13 @@ impl SeedRun {
         let used = self.seeder.receive(input, ctx.now_ms).map_err(|_| CloseReason::Malformed)?;
         input.drain(..used);
         let high = if ctx.crowded { FILE_OUT_BYTES_CROWDED } else { FILE_OUT_BYTES_HIGH };
+        self.paced = false;
         // Below half, so that reads are large.
         while !self.busy && waiting + plain.len() <= high / 2 {
+            if self.seeder.has_output() && !self.offer.may_send() {
+                self.paced = true;
+                break;
+            }
             if plain.capacity() == 0 {
                 *plain = ctx.spare.pop().unwrap_or_default();
             }
@@ -233,7 +246,7 @@ impl SeedRun {
                 Some(Pull::Data { offset, len }) => {
                     let (offer, mut buffer) = (self.offer.clone(), std::mem::take(plain));
                     ctx.metrics.file_sent.increment(u64::from(len));
-                    self.offer.count_sent(u64::from(len));
+                    self.offer.count_sent(len);
                     submit(ctx, move || {
                         let read = match offer.opened() {
                             Some(Ok(open)) => open

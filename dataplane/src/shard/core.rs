@@ -64,6 +64,8 @@ struct Slot {
     awaits_router: bool,
     /// Queued in `memory_waiters`.
     awaits_memory: bool,
+    /// Queued in `paced`.
+    paced: bool,
     /// Counted in `pre_auth`.
     pre_auth: bool,
     /// Counted in `out_bytes`.
@@ -96,6 +98,9 @@ pub struct Shard {
     dirty: Vec<ConnKey>,
     /// Sessions that wait for memory, in order.
     memory_waiters: VecDeque<ConnKey>,
+    /// Sessions that wait for the rate of a transfer, in turn. The wheel is not for them: a
+    /// deadline several times a second would leave an entry there each time.
+    paced: VecDeque<ConnKey>,
     /// Per router worker: sessions that wait for its queue.
     router_waiters: Vec<Vec<ConnKey>>,
     /// Workers to wait for, not yet told to the driver.
@@ -158,6 +163,7 @@ impl Shard {
             metrics: ShardMetrics::new(number),
             dirty: Vec::new(),
             memory_waiters: VecDeque::new(),
+            paced: VecDeque::new(),
             router_waiters: vec![Vec::new(); workers],
             waits: Vec::new(),
             awaited: vec![false; workers],
@@ -208,6 +214,7 @@ impl Shard {
             dirty: false,
             awaits_router: false,
             awaits_memory: false,
+            paced: false,
             pre_auth: true,
             out_bytes: 0,
             held_bytes: 0,
@@ -291,6 +298,9 @@ impl Shard {
             if slot.awaits_memory {
                 self.memory_waiters.retain(|waiter| *waiter != key);
             }
+            if slot.paced {
+                self.paced.retain(|waiter| *waiter != key);
+            }
             if slot.awaits_router {
                 self.router_waiters.iter_mut().for_each(|of| of.retain(|waiter| *waiter != key));
             }
@@ -360,6 +370,9 @@ impl Shard {
             slot.dirty = true;
             self.dirty.push(key);
         }
+        if slot.conn.is_paced() && !std::mem::replace(&mut slot.paced, true) {
+            self.paced.push_back(key);
+        }
         let blocked = slot.conn.blocked();
         let awaits_router = matches!(blocked, Some((Blocked::Router, _)));
         let news = awaits_router && !std::mem::replace(&mut slot.awaits_router, awaits_router);
@@ -399,6 +412,18 @@ impl Shard {
         }
         waiters.extend(self.memory_waiters.drain(..));
         self.memory_waiters = waiters;
+    }
+
+    /// Lets each session that waits for a transfer's rate look whether there is room, once. Who
+    /// still waits, or waits again, keeps or gets its place behind those that have not been served.
+    fn serve_paced(&mut self) {
+        for _ in 0..self.paced.len() {
+            let Some(key) = self.paced.pop_front() else { return };
+            let Some(slot) = self.conns.get_mut(key) else { continue };
+            slot.paced = false;
+            with_conn!(self, key, |conn, ctx| conn.pace_turn(&mut ctx));
+            self.settle(key, true);
+        }
     }
 
     // ------------------------------------------------------------------ mail
@@ -495,6 +520,7 @@ impl Shard {
         for key in due {
             self.fire(key);
         }
+        self.serve_paced();
         let buffers = self.assembly.used() + self.out_bytes + self.held_bytes;
         self.metrics.buffers.set(buffers as f64);
         stalled

@@ -23,8 +23,10 @@ impl HostPlan {
         let parents = message.parents.iter().map(parent).collect::<Result<_, _>>()?;
         let neighbours = message.neighbours.iter().map(|number| member(*number));
         let neighbours = neighbours.collect::<Result<_, _>>()?;
+        at_most("far neighbours", message.far.len(), NEIGHBOURS_MAX)?;
+        let far = message.far.iter().map(|number| member(*number)).collect::<Result<_, _>>()?;
         let transfer = transfer_id(&message.transfer_id)?;
-        Ok((transfer, Self { number: message.number, parents, neighbours }))
+        Ok((transfer, Self { number: message.number, parents, neighbours, far }))
     }
 
     /// The message that carries this plan of `transfer`. Its members are at most
@@ -37,6 +39,7 @@ impl HostPlan {
             number: self.number,
             parents: self.parents.iter().map(parent).collect(),
             neighbours: self.neighbours.clone(),
+            far: self.far.clone(),
         }
     }
 }
@@ -109,7 +112,7 @@ mod tests {
     #[test]
     fn a_plan_is_its_message() {
         let parents = vec![Some(0), None, Some(MESH_MEMBER_MAX)];
-        let plan = HostPlan { number: 9, parents, neighbours: vec![4, 0] };
+        let plan = HostPlan { number: 9, parents, neighbours: vec![4, 0], far: vec![4] };
         assert_eq!(HostPlan::from_message(&plan.to_message(&ID)), Ok((ID, plan)));
     }
 
@@ -117,11 +120,12 @@ mod tests {
     fn plans_out_of_bounds_are_refused() {
         let good = TransferPlan { transfer_id: ID.to_bytes(), ..TransferPlan::default() };
         assert_eq!(HostPlan::from_message(&good), Ok((ID, HostPlan::default())));
-        let bad: [fn(&mut TransferPlan); 4] = [
+        let bad: [fn(&mut TransferPlan); 5] = [
             |plan| plan.transfer_id = vec![1; 17].into(),
             |plan| plan.parents = vec![0; usize::from(STRIPES_MAX) + 1],
             |plan| plan.parents = vec![MESH_MEMBER_MAX + 2],
             |plan| plan.neighbours = vec![1; NEIGHBOURS_MAX + 1],
+            |plan| plan.far = vec![MESH_MEMBER_MAX + 1],
         ];
         for spoil in bad {
             let mut plan = good.clone();

@@ -26,6 +26,10 @@ const SLICE_MS: u64 = 50;
 /// Data that is kept ahead of the link beside its own delay.
 const AHEAD_MS: u64 = 120;
 
+/// What a request for blocks that are still on their way to the peer may take of the link, in
+/// microseconds: a hop costs this, or one block where a block takes longer.
+const RELAY_US: u64 = 1_000;
+
 const _: () = assert!(WINDOW_BYTES_MAX / REQUEST_BYTES_MAX as u64 <= 256, "REQUESTS_MAX of a link");
 
 /// Bytes to keep requested from one peer.
@@ -73,10 +77,18 @@ impl Window {
     }
 
     /// Size of a request for blocks that the peer is about to get itself, and answers when it has
-    /// all of them: about 2 ms of the link, so that a hop costs little more than one block.
+    /// all of them: about a millisecond of the link, so that a hop costs little more than one block.
     pub fn relay_bytes(&self) -> u32 {
-        let part = (self.bytes / 32).min(u64::from(REQUEST_BYTES_MAX)) as u32;
-        (part / BLOCK_BYTES).max(1) * BLOCK_BYTES
+        let part = (self.bytes_per_s * RELAY_US / 1_000_000).min(u64::from(REQUEST_BYTES_MAX));
+        (part as u32 / BLOCK_BYTES).max(1) * BLOCK_BYTES
+    }
+
+    /// Time in which what is in flight should come: less the window is not made for.
+    pub fn hold_ms(&self) -> u64 {
+        match self.least_latency_ms {
+            u64::MAX => AHEAD_MS,
+            least => 2 * least + AHEAD_MS,
+        }
     }
 
     /// A request was answered after `latency_ms`.
@@ -93,8 +105,7 @@ impl Window {
         }
         // A slice that was idle for long says nothing about the link.
         if elapsed_ms < 20 * SLICE_MS {
-            let hold_ms = 2 * self.least_latency_ms + AHEAD_MS;
-            let aim = self.slice_bytes.saturating_mul(hold_ms) / elapsed_ms;
+            let aim = self.slice_bytes.saturating_mul(self.hold_ms()) / elapsed_ms;
             // Falls by halves at most, so that one late slice does not starve the link.
             let aim = aim.max(self.bytes / 2).min(self.bytes * 2);
             self.bytes = aim.clamp(WINDOW_BYTES_MIN, WINDOW_BYTES_MAX);

@@ -34,6 +34,9 @@ pub struct HostPlan {
     pub parents: Vec<Option<Member>>,
     /// Members that may be asked for what the plan does not bring in time, and may ask.
     pub neighbours: Vec<Member>,
+    /// Of the neighbours, those beyond the border of the member's region: they are asked only for
+    /// what no parent will bring any more, and never twice.
+    pub far: Vec<Member>,
 }
 
 impl HostPlan {

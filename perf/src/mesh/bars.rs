@@ -71,7 +71,15 @@ impl Judge<'_> {
         let complete = self.results.last_of_each(self.measured).len();
         (runs >= MANY_RUNS || self.cell.fault == Fault::SourceDies).then(|| {
             let verdict = if complete == runs { "holds" } else { "missed" };
-            format!("{complete} of {runs} runs complete: {verdict}")
+            let died = self.measured.outcomes.iter().filter(|outcome| outcome.source_died).count();
+            let died = match self.cell.fault {
+                Fault::SourceDies => format!(
+                    "; the source was killed in {died} of them, in the others all hosts were complete \
+                     before it had sent that much"
+                ),
+                _ => String::new(),
+            };
+            format!("{complete} of {runs} runs complete: {verdict}{died}")
         })
     }
 
@@ -127,7 +135,15 @@ impl Judge<'_> {
                 });
                 let kept = kept.unwrap_or(0.0);
                 let again = at_most("fetched again after kill -9, % of the file,", again, 1.0);
-                Some(format!("{again}; {kept:.0} % of it was kept over the restart"))
+                let missed = self.median(|outcome| {
+                    let missed = special.iter().map(|host| outcome.missed(*host) * 100.0);
+                    missed.max_by(f64::total_cmp)
+                });
+                let missed = missed.unwrap_or(0.0);
+                Some(format!(
+                    "{again}; {missed:.2} % more were on their way to one when it died; {kept:.0} % of \
+                     it was kept over the restart"
+                ))
             }
             _ => None,
         }
@@ -237,9 +253,17 @@ mod tests {
         let mut outcome = ended(&[10.0; 16]);
         outcome.received_copies = vec![1.02; 16];
         outcome.received_copies[4] = 1.10;
-        let said = judged("kill-tenth", "skein:planned", outcome);
-        let again = said.iter().find(|said| said.starts_with("fetched again")).unwrap();
-        assert!(again.contains(" 7.84, at most 1.00: missed; 0 %"), "{again}");
+        let again = |outcome: &Outcome| {
+            let said = judged("kill-tenth", "skein:planned", outcome.clone());
+            said.into_iter().find(|said| said.starts_with("fetched again")).unwrap()
+        };
+        let said = again(&outcome);
+        assert!(said.contains(" 7.84, at most 1.00: missed; 0.00 % more"), "{said}");
+        // It never had what came while it was down.
+        outcome.missed_copies = vec![0.0; 16];
+        outcome.missed_copies[4] = 0.075;
+        let said = again(&outcome);
+        assert!(said.contains(" 0.49, at most 1.00: holds; 7.50 % more"), "{said}");
     }
 
     #[test]

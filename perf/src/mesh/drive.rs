@@ -133,8 +133,12 @@ pub struct Outcome {
     pub source_copies: f64,
     /// The same of what each receiver's link received.
     pub received_copies: Vec<f64>,
+    /// Of that, what arrived while a receiver was down: it was on its way to who was killed.
+    pub missed_copies: Vec<f64>,
     /// The same of what went into the far region and out of it.
     pub border_copies: Option<[f64; 2]>,
+    /// Whether the source was killed: one that never sends so much is not.
+    pub source_died: bool,
     /// Cores of this machine that were busy meanwhile.
     pub cores_busy: f64,
     /// CPU seconds of all processes that took part and did not die.
@@ -241,6 +245,10 @@ pub fn drive<C: Crew>(
     }
     let elapsed = started.elapsed();
     Counters::look(job, crew)?.since(&before, job, elapsed, &mut outcome);
+    let missed = |host| trouble.missed.get(&host).copied().unwrap_or(0) as f64;
+    outcome.missed_copies =
+        (0..cell.receivers).map(|host| missed(host) / cell.bytes as f64).collect();
+    outcome.source_died = cell.fault == Fault::SourceDies && trouble.stage == Stage::Over;
     let seconds = |at: SystemTime| at.duration_since(began).map_or(0.0, |time| time.as_secs_f64());
     outcome.finished = finished.into_iter().map(|at| at.map(seconds)).collect();
     Ok(outcome)
@@ -266,6 +274,9 @@ fn load() -> anyhow::Result<f64> {
 struct Trouble {
     special: Vec<usize>,
     stage: Stage,
+    /// By receiver that was killed: what its link had received until then, and once it is back what
+    /// came while it was down.
+    missed: BTreeMap<usize, u64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -279,7 +290,7 @@ impl Trouble {
     fn new(job: &Job) -> Self {
         let late = [Fault::KillTenth, Fault::SourceDies, Fault::SourceSlows];
         let stage = if late.contains(&job.cell.fault) { Stage::Waiting } else { Stage::Over };
-        Self { special: job.cell.special(), stage }
+        Self { special: job.cell.special(), stage, missed: BTreeMap::new() }
     }
 
     /// Whether nothing is pending: hosts that are down still have to come back.
@@ -297,11 +308,19 @@ impl Trouble {
         let bound = job.bound.unwrap_or(Duration::MAX);
         match (self.stage, job.cell.fault) {
             (Stage::Waiting, Fault::KillTenth) if elapsed >= bound / 2 => {
-                self.special.iter().for_each(|host| crew.kill(*host));
+                for host in &self.special {
+                    crew.kill(*host);
+                    self.missed.insert(*host, job.receiver(*host).carried()?.received);
+                }
                 self.stage = Stage::Down(elapsed + BACK);
             }
             (Stage::Down(until), _) if elapsed >= until => {
-                self.special.iter().try_for_each(|host| crew.restart(*host))?;
+                for host in &self.special {
+                    if let Some(before) = self.missed.get_mut(host) {
+                        *before = job.receiver(*host).carried()?.received - *before;
+                    }
+                    crew.restart(*host)?;
+                }
                 self.stage = Stage::Over;
             }
             (Stage::Waiting, Fault::SourceDies) => {

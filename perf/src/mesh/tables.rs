@@ -70,15 +70,21 @@ impl Outcome {
         times.into_iter().max_by(f64::total_cmp)
     }
 
-    /// What hosts that were killed received beyond the others, in files: the most of one.
+    /// What hosts that were killed received beyond the others while they were up, in files: the most
+    /// of one. What was on its way when one died it never had, so it does not count.
     pub fn fetched_again(&self, special: &[usize]) -> Option<f64> {
         let of = |is_special: bool| {
             let all = self.received_copies.iter().enumerate();
             all.filter(move |(host, _)| special.contains(host) == is_special)
-                .map(|(_, copies)| *copies)
+                .map(|(host, copies)| copies - self.missed(host))
         };
         let usual = Spread::of_some(of(false).collect())?.median;
         of(true).map(|copies| copies / usual - 1.0).max_by(f64::total_cmp)
+    }
+
+    /// What arrived at a host while it was down, in files.
+    pub fn missed(&self, host: usize) -> f64 {
+        self.missed_copies.get(host).copied().unwrap_or(0.0)
     }
 
     /// Times of those to whom nothing special happened, sorted; none unless all of them have the

@@ -14,6 +14,7 @@ use crate::topology::HostId;
 use skein_filemesh::core::coordinator::{Coordinator, Held, Output};
 use skein_filemesh::core::swarm::Report;
 use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
 
 /// A rate is taken over at least this time.
 const RATE_EVERY: Nanos = 200 * MILLISECOND;
@@ -31,7 +32,8 @@ pub struct Costs {
     pub tick_every: Nanos,
     /// Between two reports of a host.
     pub report_every: Nanos,
-    /// Whether control knows the rates of all hosts from the start.
+    /// Whether control knows the rates of all hosts from the start, also of those that are slow
+    /// from then on and for good.
     pub knows_rates: bool,
 }
 
@@ -84,8 +86,8 @@ pub struct Control {
     pub worked: Nanos,
     /// Plans that were sent.
     pub plans: u64,
-    /// Whether it gave the transfer up.
-    pub has_failed: bool,
+    /// The pieces for want of which it gave the transfer up.
+    pub missing: Option<Vec<Range<u32>>>,
 }
 
 impl Control {
@@ -93,18 +95,8 @@ impl Control {
     pub fn new(coordinator: Coordinator, costs: Costs) -> Self {
         let (busy_until, worked, plans) = (0, 0, 0);
         let received = HashMap::new();
-        let (waiting, is_woken, has_failed) = (VecDeque::new(), false, false);
-        Self {
-            coordinator,
-            waiting,
-            is_woken,
-            costs,
-            busy_until,
-            received,
-            worked,
-            plans,
-            has_failed,
-        }
+        let (waiting, is_woken, missing) = (VecDeque::new(), false, None);
+        Self { coordinator, waiting, is_woken, costs, busy_until, received, worked, plans, missing }
     }
 
     /// When the coordinator is free, if it is not at `now`.
@@ -165,7 +157,7 @@ impl Control {
                     self.busy_until = self.busy_until.max(now) + cost;
                     self.worked += cost;
                 }
-                Output::Failed { .. } => self.has_failed = true,
+                Output::Failed { pieces } => self.missing = Some(pieces.clone()),
                 Output::Missing { .. } | Output::Recovered => {}
             }
             (self.busy_until.max(now), output)

@@ -48,6 +48,11 @@ impl Chunk {
         (chunk.len > 0 || !chunk.protocol.is_empty()).then_some(chunk)
     }
 
+    /// Protocol bytes that no swarm wrote.
+    pub fn of(protocol: Vec<u8>) -> Self {
+        Self { protocol, offset: 0, len: 0, is_false: false }
+    }
+
     /// What it costs on the wire, where each byte of file data stands for `scale`.
     pub fn wire_bytes(&self, scale: u32) -> u64 {
         let data = u64::from(self.len) * u64::from(scale);

@@ -1,6 +1,7 @@
 //! One host's process: its swarm while it runs, and what its disk keeps when it does not.
 
 use super::content::Content;
+use super::misbehaviour::Misbehaviour;
 use crate::topology::HostId;
 use skein_filemesh::core::bitfield::Bitfield;
 use skein_filemesh::core::download::Download;
@@ -21,8 +22,8 @@ pub struct Host {
     pub life: u32,
     /// Its connections.
     pub keys: BTreeSet<u32>,
-    /// Whether what it sends is false.
-    pub is_lying: bool,
+    /// What is wrong with it.
+    pub wrong: Misbehaviour,
     /// Parents that were late and are not reported.
     pub late: Vec<HostId>,
     /// Blocks on its disk when it was killed.

@@ -15,6 +15,7 @@ mod content;
 mod control;
 mod links;
 mod member;
+mod misbehaviour;
 mod traffic;
 
 pub use content::Content;
@@ -24,17 +25,20 @@ use crate::network::Arrival;
 use crate::outcome::{HostEnd, Outcome};
 use crate::queue::{EventQueue, MILLISECOND, Nanos};
 use crate::scenario::Kind;
-use crate::topology::{HostId, Topology};
+use crate::topology::HostId;
 use crate::world::{Event, World};
 use control::{Control, News, Work};
 use links::{Chunk, Links};
 use member::Host;
+use skein_filemesh::core::bitfield::Bitfield;
 use skein_filemesh::core::coordinator::{Coordinator, Output, Participant, Settings, Spec};
+use skein_filemesh::core::link::Have;
 use skein_filemesh::core::peer_wire::{HANDSHAKE_BYTES, Handshake};
 use skein_filemesh::core::place::{Place, Rates};
 use skein_filemesh::core::plan::HostPlan;
 use skein_filemesh::core::planner::Gear;
 use skein_filemesh::core::swarm::{Action, Dial};
+use std::ops::Range;
 use traffic::Traffic;
 
 /// What is sent outside the modelled network, or happens at a time of its own.
@@ -49,6 +53,8 @@ enum Step {
     Free,
     /// A host reports.
     Report(HostId, u32),
+    /// A host that floods sends its next requests.
+    Burst(HostId),
     /// Dialling came to its end.
     Dialled { from: HostId, to: HostId, life: u32 },
     /// This end of a connection learns that the other closed it.
@@ -88,6 +94,10 @@ pub struct MeshOutcome {
     pub connections: u64,
     /// Bytes per host and piece between control and hosts: of reports, plans, and signed lists.
     pub control_bytes: [f64; 3],
+    /// Pieces for want of which control gave the transfer up.
+    pub missing: Vec<Range<u32>>,
+    /// Pieces that no host had at the end.
+    pub unheld: Vec<Range<u32>>,
 }
 
 /// Distributes `content` by `gear`, until `end` at most.
@@ -99,7 +109,7 @@ pub fn run(
     seed: u64,
     end: Nanos,
 ) -> MeshOutcome {
-    let coordinator = coordinator(&world.topology, content, gear, costs.knows_rates, seed);
+    let coordinator = coordinator(world, content, gear, costs.knows_rates, seed);
     let targets = world.topology.targets().count();
     let hosts = (0..world.topology.hosts.len() as HostId).map(|_| Host::default()).collect();
     let mesh = Mesh {
@@ -120,17 +130,19 @@ pub fn run(
 }
 
 fn coordinator(
-    topology: &Topology,
+    world: &World<Chunk>,
     content: &Content,
     gear: Gear,
     knows_rates: bool,
     seed: u64,
 ) -> Coordinator {
+    let topology = &world.topology;
     let participant = |member: HostId| {
         let host = &topology.hosts[member as usize];
+        let share = world.lasting_share[member as usize] / f64::from(content.scale);
         let number = |group: Option<u32>| group.map_or(0, |group| group + 1);
         let place = Place { region: number(host.region) as u16, zone: 0, rack: number(host.rack) };
-        let rate = |rate: f64| knows_rates.then_some((rate / f64::from(content.scale)) as u64);
+        let rate = |rate: f64| knows_rates.then_some((rate * share) as u64);
         let rates = Rates { up_bytes_s: rate(host.up), down_bytes_s: rate(host.down) };
         Participant { member, place, rates }
     };
@@ -158,7 +170,7 @@ impl Mesh<'_> {
         self.steps.push(self.control.costs.tick_every, Step::Arrived(Work::Tick));
         let mut events = vec![];
         let own = self.hosts.len() as u32;
-        while self.open > 0 && !self.control.has_failed {
+        while self.open > 0 && !self.control.missing.is_some() {
             self.world.alarms.set(own, self.steps.next_at());
             if !self.world.next(end, &mut events) {
                 break;
@@ -178,9 +190,7 @@ impl Mesh<'_> {
                         self.kill(host, returns);
                     }
                     Event::Fault { kind: Kind::Kill, host, .. } => self.start_again(host),
-                    Event::Fault { host, begins, .. } => {
-                        self.hosts[host as usize].is_lying = begins;
-                    }
+                    Event::Fault { kind, host, begins, .. } => self.misbehave(kind, host, begins),
                 }
             }
             let now = self.world.now();
@@ -198,7 +208,10 @@ impl Mesh<'_> {
             self.outcome.wasted_bytes +=
                 progress.wasted_blocks * block * u64::from(self.content.scale);
         }
+        let unheld = self.unheld(pieces);
         MeshOutcome {
+            unheld,
+            missing: self.control.missing.take().unwrap_or_default(),
             outcome: self.outcome,
             false_writes: self.false_writes,
             plans: self.control.plans,
@@ -206,6 +219,21 @@ impl Mesh<'_> {
             connections: self.links.count(),
             control_bytes: self.traffic.per_host_and_piece(pieces),
         }
+    }
+
+    fn unheld(&self, pieces: u32) -> Vec<Range<u32>> {
+        let mut all = Bitfield::new(pieces);
+        for swarm in self.hosts.iter().filter_map(|host| host.swarm.as_ref()) {
+            match swarm.have() {
+                Have::All => all.set_range(0..pieces),
+                Have::Some(held) => held.ranges().for_each(|range| all.set_range(range)),
+            }
+        }
+        let mut unheld = Bitfield::new(pieces);
+        for piece in (0..pieces).filter(|piece| !all.get(*piece)) {
+            unheld.set(piece);
+        }
+        unheld.ranges().collect()
     }
 
     fn now_ms(&self) -> u64 {
@@ -216,7 +244,7 @@ impl Mesh<'_> {
         match step {
             Step::Start(host) => self.start(host),
             Step::Plan(host, plan) => {
-                let now_ms = self.now_ms();
+                let now_ms = self.host_ms(host);
                 if let Some(swarm) = &mut self.hosts[host as usize].swarm {
                     swarm.set_plan(plan, now_ms, &mut self.actions);
                     self.act(host, &[]);
@@ -232,10 +260,11 @@ impl Mesh<'_> {
                 self.work();
             }
             Step::Report(host, life) => self.report(host, life),
+            Step::Burst(host) => self.burst(host),
             Step::Dialled { from, to, life } => self.dialled(from, to, life),
             Step::Closed(key, side) => {
                 let host = self.links.end(key, side).host;
-                let now_ms = self.now_ms();
+                let now_ms = self.host_ms(host);
                 self.hosts[host as usize].keys.remove(&key);
                 if self.links.shut(&mut self.world.network, key, side)
                     && let Some(swarm) = &mut self.hosts[host as usize].swarm
@@ -317,12 +346,13 @@ impl Mesh<'_> {
     }
 
     fn start(&mut self, host: HostId) {
-        let now_ms = self.now_ms();
+        let now_ms = self.host_ms(host);
         let is_source = host == self.world.topology.source;
         let state = &mut self.hosts[host as usize];
         state.start(self.content, host, is_source, self.seed, now_ms);
         let life = state.life;
         if !is_source {
+            self.traffic.began(host);
             self.tell(News::Joined(host));
             let interval = self.control.costs.report_every;
             // Hosts do not all report at the same moment.
@@ -370,7 +400,7 @@ impl Mesh<'_> {
     }
 
     fn tick(&mut self, host: HostId) {
-        let now_ms = self.now_ms();
+        let now_ms = self.host_ms(host);
         if let Some(swarm) = &mut self.hosts[host as usize].swarm {
             swarm.tick(now_ms, &mut self.actions);
             self.act(host, &[]);
@@ -382,10 +412,8 @@ impl Mesh<'_> {
     /// Sets the alarm of a host that has nothing to do now.
     fn rest(&mut self, host: HostId) {
         let now = self.world.now();
-        let deadline =
-            self.hosts[host as usize].swarm.as_ref().and_then(|swarm| swarm.deadline_ms());
         // A deadline that stays in the past must not stop time.
-        let at = deadline.map(|at| (at * MILLISECOND).max(now + MILLISECOND / 10));
+        let at = self.deadline(host).map(|at| at.max(now + MILLISECOND / 10));
         self.world.alarms.set(host, at);
     }
 
@@ -434,8 +462,11 @@ impl Mesh<'_> {
                 Err(_) => return self.hang_up(host, key),
             }
         }
+        if self.hosts[host as usize].wrong.floods {
+            return;
+        }
         let buf = &bytes[used..];
-        let now_ms = self.now_ms();
+        let now_ms = self.host_ms(host);
         if let Some(swarm) = &mut self.hosts[host as usize].swarm {
             used += swarm.receive(key, buf, now_ms, &mut self.actions);
         }
@@ -448,7 +479,7 @@ impl Mesh<'_> {
 
     /// Proves what an earlier life of this host left on disk, as far as its hashes are known.
     fn check_claims(&mut self, host: HostId) {
-        let now_ms = self.now_ms();
+        let now_ms = self.host_ms(host);
         while let Some(swarm) = &mut self.hosts[host as usize].swarm {
             let Some(range) = swarm.next_check() else { break };
             let data = self.content.range(range.start, range.end - range.start);
@@ -458,7 +489,7 @@ impl Mesh<'_> {
     }
 
     fn accept(&mut self, host: HostId, key: u32, from: HostId, theirs: Handshake) {
-        let now_ms = self.now_ms();
+        let now_ms = self.host_ms(host);
         if let Some(swarm) = &mut self.hosts[host as usize].swarm {
             swarm.connected(key, from, Dial::Accepted(theirs), now_ms, &mut self.actions);
         }
@@ -467,7 +498,7 @@ impl Mesh<'_> {
 
     /// Does what the swarm of `host` asked for; writes refer to `buf`.
     fn act(&mut self, host: HostId, buf: &[u8]) {
-        let now_ms = self.now_ms();
+        let now_ms = self.host_ms(host);
         let mut actions = std::mem::take(&mut self.actions);
         let mut written = 0;
         while !actions.is_empty() {
@@ -510,7 +541,7 @@ impl Mesh<'_> {
     }
 
     fn dialled(&mut self, from: HostId, to: HostId, life: u32) {
-        let now_ms = self.now_ms();
+        let now_ms = self.host_ms(from);
         if self.hosts[from as usize].life != life {
             return;
         }
@@ -551,16 +582,17 @@ impl Mesh<'_> {
     /// Puts on the wire what the swarm has for one peer, as far as the socket takes it.
     fn pump(&mut self, host: HostId, key: u32) {
         let Some(side) = self.links.side(key, host) else { return };
-        let now_ms = self.now_ms();
+        let now_ms = self.host_ms(host);
         let state = &mut self.hosts[host as usize];
-        let Some(swarm) = &mut state.swarm else { return };
+        let Some(swarm) = state.swarm.as_mut().filter(|_| !state.wrong.is_silent) else { return };
         let end = self.links.end(key, side);
         while end.is_open && swarm.has_output(key) {
             if !self.world.network.has_room(end.flow) {
                 self.world.network.want_room(end.flow);
                 return;
             }
-            let Some(chunk) = Chunk::pull(swarm, key, self.content, state.is_lying, now_ms) else {
+            let Some(chunk) = Chunk::pull(swarm, key, self.content, state.wrong.lies, now_ms)
+            else {
                 return;
             };
             let bytes = chunk.wire_bytes(self.content.scale);

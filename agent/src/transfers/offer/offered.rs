@@ -96,6 +96,17 @@ fn scan_rules(asked: &TreeRules) -> Result<ScanRules, FileError> {
 }
 
 impl Offered {
+    /// Bytes that would travel.
+    pub fn size_bytes(&self) -> Result<u64, String> {
+        match self {
+            Self::File(file, real) => {
+                let metadata = file.metadata();
+                metadata.map(|of| of.len()).map_err(|error| format!("{}: {error}", real.display()))
+            }
+            Self::Tree(tree) => Ok(tree.layout().stream_bytes()),
+        }
+    }
+
     /// Hashes it; the leaves go to `leaves`.
     pub fn hash(
         &self,

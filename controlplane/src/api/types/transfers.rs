@@ -31,6 +31,9 @@ pub struct TransferRequest {
     /// Per host; absent or 0: no limit.
     #[serde(default)]
     pub rate_limit_bytes_per_s: Option<u64>,
+    /// Of what the server sends to all hosts together, at least 65,536; absent or 0: no limit.
+    #[serde(default)]
+    pub rate_limit_total_bytes_per_s: Option<u64>,
     /// How the file travels: `auto` (the default), `inline`, `direct`, `planned` or `mesh`.
     #[serde(default)]
     pub gear: Option<String>,
@@ -47,6 +50,28 @@ pub struct TransferRequest {
     /// What is taken of a source agent's path, and how a tree is put in place.
     #[serde(default)]
     pub tree: TreeRequest,
+}
+
+impl TransferRequest {
+    /// A push of `source` into `directory` of `targets`, everything else by default.
+    pub fn new(source: TransferSource, targets: &str, directory: &str) -> Self {
+        Self {
+            source,
+            targets: targets.to_owned(),
+            directory: directory.to_owned(),
+            file_name: None,
+            mode: None,
+            owner: None,
+            create_directory: false,
+            rate_limit_bytes_per_s: None,
+            rate_limit_total_bytes_per_s: None,
+            gear: None,
+            deliver_within_ms: None,
+            timeout_ms: None,
+            rollout: RolloutRequest::default(),
+            tree: TreeRequest::default(),
+        }
+    }
 }
 
 /// What is taken of a source agent's path, which may be a directory (with `/` at its end: what is in
@@ -95,12 +120,16 @@ pub enum TransferSource {
         /// Its id.
         upload_id: String,
     },
-    /// A file on an agent's host.
+    /// A file on an agent's host. With several agents each must have the same content, which they
+    /// prove by its hash, and one takes over where another is lost.
     Agent {
-        /// The agent: id, host name or address; must match exactly one.
+        /// The agent: id, host name, address or another selector; all that it matches are sources.
         agent: String,
         /// Absolute path there; see [`TreeRequest`].
         path: String,
+        /// Further ones; at most 16 agents in all.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        also: Vec<AgentPath>,
     },
     /// A small file inside the request, so that nothing has to be uploaded before.
     Content {
@@ -117,17 +146,50 @@ pub enum TransferSource {
     },
 }
 
+/// A path on the hosts that a selector matches.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentPath {
+    /// Selector.
+    pub agent: String,
+    /// Absolute path there.
+    pub path: String,
+}
+
+/// One source agent of a transfer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceState {
+    /// Its id.
+    pub agent_id: String,
+    /// The path there.
+    pub path: String,
+    /// It said that it has the file.
+    pub ready: bool,
+    /// Why it is no source any more; empty while it is one.
+    pub error: String,
+}
+
 /// Asks how a file would travel; nothing is begun.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ForecastRequest {
     /// Which agents would receive it (selector).
     pub targets: String,
-    /// Size of the file.
+    /// Size of the file, if it is not on agents.
+    #[serde(default)]
     pub size_bytes: u64,
+    /// The agents that have it, who are asked how large it is.
+    #[serde(default)]
+    pub source: Option<TransferSource>,
+    /// What is taken of their path.
+    #[serde(default)]
+    pub tree: TreeRequest,
     /// Per host; absent or 0: no limit.
     #[serde(default)]
     pub rate_limit_bytes_per_s: Option<u64>,
+    /// Of what the server sends to all hosts together, at least 65,536; absent or 0: no limit.
+    #[serde(default)]
+    pub rate_limit_total_bytes_per_s: Option<u64>,
     /// As in [`TransferRequest::gear`].
     #[serde(default)]
     pub gear: Option<String>,
@@ -235,6 +297,9 @@ pub struct Transfer {
     pub phase: TransferPhase,
     /// Where the file comes from.
     pub source: TransferSource,
+    /// The agents that this means, where it means agents.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<SourceState>,
     /// The selector, as it was asked.
     pub targets: String,
     /// Folder on the targets.

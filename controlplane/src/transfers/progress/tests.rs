@@ -12,21 +12,8 @@ const SIZE: u64 = 10_000;
 
 /// A transfer of 10,000 bytes that runs since second 1, to hosts in these states.
 fn running(states: &[Host]) -> Entry {
-    let request = TransferRequest {
-        source: TransferSource::Upload { upload_id: "x".into() },
-        targets: "all".into(),
-        directory: "/opt".into(),
-        file_name: None,
-        mode: None,
-        owner: None,
-        create_directory: false,
-        rate_limit_bytes_per_s: None,
-        gear: None,
-        deliver_within_ms: None,
-        timeout_ms: None,
-        tree: Default::default(),
-        rollout: Default::default(),
-    };
+    let request =
+        TransferRequest::new(TransferSource::Upload { upload_id: "x".into() }, "all", "/opt");
     let mut record = TransferRecord::from_request(request, 500).unwrap();
     let file = Upload {
         tree: false,

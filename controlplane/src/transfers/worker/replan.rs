@@ -105,7 +105,7 @@ impl Worker {
                 time_ms: 1_000,
             })
             .collect();
-        let is_limited = record.rate_limit_bytes_per_s > 0;
+        let is_limited = record.is_limited();
         let from_server = !record.gear.is_meshed();
         self.transfers.rates.learn_now(&samples, from_server, is_limited, now_ms);
         let targets: Vec<(&AgentId, u64)> =
@@ -114,10 +114,12 @@ impl Worker {
             registry: &self.transfers.registry,
             rates: &self.transfers.rates,
             settings: &self.transfers.planner,
+            topology: &self.transfers.topology,
             size_bytes: file.size_bytes,
             piece_bytes: file.piece_bytes,
             targets: &targets,
             rate_limit_bytes_per_s: record.rate_limit_bytes_per_s,
+            rate_limit_total_bytes_per_s: record.rate_limit_total_bytes_per_s,
             forced: wanted(record.gear_wanted.as_deref()).ok().flatten(),
             may_inline: false,
         };

@@ -47,7 +47,7 @@ impl Worker {
             }
         }
         if record.phase != TransferPhase::Running {
-            reach.extend(record.source_id());
+            reach.extend(record.source_ids());
         }
         group.pause.insert(id, reach);
         Ok(())

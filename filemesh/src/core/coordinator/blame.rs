@@ -8,6 +8,7 @@
 //! [`Settings::late_window_ms`](super::Settings::late_window_ms) to complain themselves, after
 //! which the complainer is moved away from them.
 
+use super::complaints::Complaint;
 use super::{Coordinator, State};
 
 /// Pieces of a stripe that are compared, from the first that a member lacks.
@@ -15,20 +16,6 @@ const COMPARED: u32 = 64;
 
 /// How many times longer a slow member waits.
 const SLOW_WINDOWS: u64 = 10;
-
-/// Complaints that wait for a decision, at most.
-const COMPLAINTS_MAX: usize = 4_096;
-
-/// A member that waits for a parent.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Complaint {
-    child: u32,
-    stripe: u16,
-    parent: u32,
-    since_ms: u64,
-    /// The first piece of the stripe that the member lacked.
-    first: Option<u32>,
-}
 
 impl Coordinator {
     /// `at` had nothing from `parent` in time.
@@ -39,39 +26,44 @@ impl Coordinator {
             let first = self.first_lacking(at, stripe);
             let since_ms = self.now_ms;
             let complaint = Complaint { child: at, stripe, parent, since_ms, first };
-            let same = |other: &Complaint| {
-                (other.child, other.stripe, other.parent) == (at, stripe, parent)
-            };
-            if !self.complaints.iter().any(same) && self.complaints.len() < COMPLAINTS_MAX {
-                self.complaints.push(complaint);
+            if self.complaints.has(&complaint) {
+                continue;
+            }
+            match self.decide(&complaint) {
+                true => self.complaints.settled(),
+                false => self.complaints.keep(complaint),
             }
         }
-        self.decide_complaints();
     }
 
     /// Settles what can be decided now.
     pub(super) fn decide_complaints(&mut self) {
-        let mut rest = vec![];
-        for complaint in std::mem::take(&mut self.complaints) {
-            let Complaint { child, stripe, parent, since_ms, first } = complaint;
-            let is_open = self.entries[child as usize].state == State::Active
-                && self.trees.parent(child, stripe) == Some(parent)
-                && first.is_some_and(|piece| !self.holdings.has(child, piece));
-            if !is_open {
-                continue;
-            }
-            let waited_ms = self.now_ms.saturating_sub(since_ms);
-            // To a slow member every parent looks late.
-            let is_slow = self.entries[child as usize].is_slow;
-            let window_ms = self.settings.late_window_ms * if is_slow { SLOW_WINDOWS } else { 1 };
-            let is_starved = is_slow || self.bad_link(child, stripe, first) != Some(child);
-            if is_starved && waited_ms < window_ms {
-                rest.push(complaint);
-            } else {
-                self.move_from(child, parent);
+        for complaint in self.complaints.due(self.now_ms) {
+            if !self.decide(&complaint) {
+                self.complaints.put_back(complaint);
             }
         }
-        self.complaints.append(&mut rest);
+    }
+
+    /// Decides a complaint, or finds it void; false: it has to wait.
+    fn decide(&mut self, complaint: &Complaint) -> bool {
+        let Complaint { child, stripe, parent, since_ms, first } = *complaint;
+        let is_open = self.entries[child as usize].state == State::Active
+            && self.trees.parent(child, stripe) == Some(parent)
+            && first.is_some_and(|piece| !self.holdings.has(child, piece));
+        if !is_open {
+            return true;
+        }
+        let waited_ms = self.now_ms.saturating_sub(since_ms);
+        // To a slow member every parent looks late.
+        let is_slow = self.entries[child as usize].is_slow;
+        let window_ms = self.settings.late_window_ms * if is_slow { SLOW_WINDOWS } else { 1 };
+        if waited_ms < window_ms && (is_slow || self.bad_link(child, stripe, first) != Some(child))
+        {
+            return false;
+        }
+        self.move_from(child, parent);
+        true
     }
 
     /// The child of the first link above `at`, which lacks the piece `first`, over which something

@@ -19,6 +19,7 @@
 
 mod blame;
 mod build;
+mod complaints;
 mod holdings;
 mod layout;
 mod neighbours;
@@ -30,10 +31,13 @@ mod trees;
 mod whole;
 
 #[cfg(test)]
+mod beginning_tests;
+#[cfg(test)]
 mod property_tests;
 #[cfg(test)]
 mod tests;
 
+pub use complaints::{COMPLAINTS_MAX, ComplaintCounts};
 pub use holdings::Held;
 pub use neighbours::NeighbourSettings;
 pub use settings::{Participant, Settings, Spec};
@@ -42,7 +46,7 @@ pub use status::Status;
 use super::geometry::Geometry;
 use super::plan::{HostPlan, Member};
 use super::planner::{Gear, Shape};
-use blame::Complaint;
+use complaints::Complaints;
 use holdings::Holdings;
 use layout::{Layout, Random};
 use neighbours::Neighbours;
@@ -137,7 +141,8 @@ pub struct Coordinator {
     reported: Positions,
     number: u32,
     now_ms: u64,
-    born_ms: u64,
+    /// When the first target joined and when the last, before the first plan.
+    gathering: Option<(u64, u64)>,
     /// When the plan of the whole was last made, and for how many.
     built: Option<(u64, usize)>,
     joined_since: usize,
@@ -146,7 +151,7 @@ pub struct Coordinator {
     mended: usize,
     mended_ms: u64,
     /// Members that wait for parents which are starved themselves.
-    complaints: Vec<Complaint>,
+    complaints: Complaints,
     /// Hops to the last member when the whole was planned, and to those moved since.
     built_depth: u32,
     deepest: u32,
@@ -183,12 +188,12 @@ impl Coordinator {
             reported: Positions::new(layout.len()),
             number: 0,
             now_ms,
-            born_ms: now_ms,
+            gathering: None,
             built: None,
             joined_since: 0,
             mended: 0,
             mended_ms: now_ms,
-            complaints: vec![],
+            complaints: Complaints::default(),
             built_depth: 0,
             deepest: 0,
             measured_ms: now_ms,
@@ -298,6 +303,11 @@ impl Coordinator {
         outputs
     }
 
+    /// What became of complaints about late parents since the last call, for metrics.
+    pub fn take_complaint_counts(&mut self) -> ComplaintCounts {
+        self.complaints.take_counts()
+    }
+
     fn is_here(&self, at: u32) -> bool {
         matches!(self.entries[at as usize].state, State::Active | State::Complete)
     }
@@ -312,10 +322,13 @@ impl Coordinator {
         for at in changed {
             let member = |at: u32| self.layout.member(at);
             let parents = (0..self.trees.stripes()).map(|stripe| self.trees.parent(at, stripe));
+            let neighbours = self.neighbours.of(at, with_sources);
+            let far = neighbours.iter().filter(|other| !self.layout.same_region(at, **other));
             let plan = HostPlan {
                 number: self.number,
                 parents: parents.map(|parent| parent.map(member)).collect(),
-                neighbours: self.neighbours.of(at, with_sources).into_iter().map(member).collect(),
+                far: far.map(|other| member(*other)).collect(),
+                neighbours: neighbours.into_iter().map(member).collect(),
             };
             outputs.push(Output::Plan { member: member(at), plan });
         }

@@ -2,7 +2,8 @@
 //!
 //! A new parent is looked for from near to far among members that may take another child, and of
 //! those found the one nearest to a source is taken. If nobody in the region has room, one of the
-//! region is overloaded rather than its border crossed twice; beyond it too rather than that a
+//! region is overloaded rather than its border crossed twice (in a chain, where that would halve the
+//! rate of all behind, only if nobody beyond has room); beyond it too rather than that a
 //! member stays without a parent.
 
 use super::layout::{SCOPES, Scope};
@@ -32,6 +33,10 @@ impl Coordinator {
         entry.refused.clear();
         entry.late.1.clear();
         if self.built.is_none() {
+            if !self.entries[at as usize].is_source {
+                let first_ms = self.gathering.map_or(self.now_ms, |(first_ms, _)| first_ms);
+                self.gathering = Some((first_ms, self.now_ms));
+            }
             return;
         }
         self.neighbours.enter(at, &mut self.changed);
@@ -51,8 +56,10 @@ impl Coordinator {
             let stripes = self.trees.stripes();
             self.note_mended(stripes.into());
             let home = self.random.below(stripes.into()) as u16;
+            // In a chain it goes to the end: whoever stood behind it would wait for all that it lacks.
+            let is_chain = stripes == 1 && self.trees.budget(at) <= 1;
             for stripe in 0..stripes {
-                if stripe != home || !self.take_leafs_place(at, stripe) {
+                if is_chain || stripe != home || !self.take_leafs_place(at, stripe) {
                     self.attach_stripe(at, stripe);
                 }
             }
@@ -66,6 +73,10 @@ impl Coordinator {
             return false;
         }
         let Some((leaf, above)) = self.find_leaf(at, stripe, u32::MAX) else { return false };
+        // What a source has sent to the leaf it would send once more.
+        if self.entries[above as usize].is_source {
+            return false;
+        }
         self.trees.unlink(leaf, stripe);
         self.set_parent(at, stripe, above);
         self.set_parent(leaf, stripe, at);
@@ -241,11 +252,19 @@ impl Coordinator {
             {
                 return Some(at);
             }
+            // In a chain only the last has room, perhaps beyond a border, and a second child of
+            // anybody else would halve the rate of all behind it.
             if scope <= Scope::Region
+                && self.trees.stripes() > 1
                 && let Some(at) = self.find_overloaded(child, stripe, scope)
             {
                 return Some(at);
             }
+        }
+        if self.trees.stripes() == 1
+            && let Some(at) = self.find_overloaded(child, stripe, Scope::Region)
+        {
+            return Some(at);
         }
         // Whoever is complete, though it was late, and at last the one that stands in.
         let complete =
@@ -436,7 +455,9 @@ impl Coordinator {
             found.sort_by_key(|other| self.trees.children(*other).len());
             found.truncate(most - helpers.len());
             helpers.extend(found);
-            if helpers.len() >= most {
+            // One across a border would bring over it again what is here.
+            let is_enough = scope <= Scope::Region && !helpers.is_empty();
+            if helpers.len() >= most || is_enough {
                 break;
             }
         }

@@ -41,7 +41,8 @@ pub struct Settings {
     pub rtt_ms: f64,
     /// Rate of a member of which none is known, bytes per second.
     pub default_bytes_s: u64,
-    /// How long the first plan waits for targets to join; it is made when the last has joined.
+    /// How long the first plan waits, from the first target that joins, for others to join; longer
+    /// while they come, and no longer once all are there.
     pub gather_ms: u64,
     /// A member that receives less than this share of the median is slow: it is a leaf.
     pub slow_share: f64,

@@ -272,6 +272,39 @@ fn a_parent_that_many_call_late_is_a_leaf() {
 }
 
 #[test]
+fn when_everybody_complains_the_rest_is_counted_and_all_is_well_afterwards() {
+    let hosts = COMPLAINTS_MAX as u32 + 500;
+    let mut coordinator = started(spec(hosts, 100, 64));
+    let parents: Vec<_> = (1..=hosts).map(|member| coordinator.parents(member)).collect();
+    // The source has stopped: nobody has anything, and each waits for each of its parents.
+    for (member, parents) in (1..).zip(&parents) {
+        let parents: BTreeSet<Member> = parents.iter().flatten().copied().collect();
+        parents.iter().for_each(|parent| coordinator.late(member, *parent, 5_000));
+    }
+    let counts = coordinator.take_complaint_counts();
+    let links = u64::from(hosts) * u64::from(coordinator.trees.stripes());
+    assert_eq!(counts.settled + counts.kept + counts.dropped, links, "{counts:?}");
+    assert_eq!(
+        (counts.kept, coordinator.complaints.len()),
+        (COMPLAINTS_MAX as u64, COMPLAINTS_MAX)
+    );
+    assert!(counts.dropped > 0, "{counts:?}");
+    // Again changes nothing of those that wait.
+    let (first, parent) = (1, parents[0][0].unwrap());
+    let waiting = coordinator.complaints.len();
+    coordinator.late(first, parent, 5_010);
+    assert_eq!(coordinator.complaints.len(), waiting);
+    // It goes on, and nobody is blamed any more.
+    (1..=hosts).for_each(|member| coordinator.progress(member, &[0..64], None, 5_200));
+    coordinator.tick(5_250);
+    assert_eq!(coordinator.complaints.len(), 0);
+    for (member, before) in (2..).zip(&parents[1..]) {
+        let moved = coordinator.parents(member).iter().zip(before).filter(|(a, b)| a != b).count();
+        assert_eq!(moved, 0, "member {member} has other parents");
+    }
+}
+
+#[test]
 fn a_lost_host_costs_its_children_and_neighbours_a_plan() {
     let mut coordinator = started(spec(500, 100, 64));
     let lost = coordinator.inner();
@@ -367,8 +400,8 @@ fn who_does_not_join_in_time_is_not_waited_for() {
     let spec = spec(16, 20, 32);
     let mut coordinator = Coordinator::new(spec, Settings::default(), 7, 0);
     (1..=10).for_each(|member| coordinator.joined(member, &Held::Nothing, 10));
-    assert_eq!(coordinator.tick(90), []);
-    assert_eq!(plans(coordinator.tick(100)).len(), 10);
+    assert_eq!(coordinator.tick(100), []);
+    assert_eq!(plans(coordinator.tick(110)).len(), 10);
     assert!(
         (1..=10).all(|member| coordinator.parents(member).iter().flatten().all(|at| *at <= 10))
     );

@@ -7,6 +7,13 @@ use super::{Coordinator, State};
 use crate::core::planner::{Gear, Shape, ShapeInput};
 use std::cmp::Reverse;
 
+/// Nobody joined for this part of [`Settings::gather_ms`](super::Settings::gather_ms): those who are
+/// still missing will be long.
+const GATHER_CALM: u64 = 2;
+
+/// The first plan waits for so many times `gather_ms` at most.
+const GATHER_MAX: u64 = 5;
+
 impl Coordinator {
     /// Makes the first plan when the targets are there, and a new one when as many have joined
     /// since or the trees have grown deep by patching.
@@ -15,8 +22,7 @@ impl Coordinator {
             None => {
                 let waiting = self.entries.iter().any(|entry| entry.state == State::Waiting);
                 let here = self.entries.iter().any(|entry| entry.state == State::Active);
-                let gathered = self.now_ms - self.born_ms.min(self.now_ms);
-                here && (!waiting || gathered >= self.settings.gather_ms)
+                here && (!waiting || self.have_gathered())
             }
             Some((at_ms, hosts)) => {
                 let since = self.now_ms.saturating_sub(at_ms);
@@ -32,6 +38,17 @@ impl Coordinator {
         if due {
             self.build();
         }
+    }
+
+    /// Whether those that are there have waited long enough for the others: for a while after the
+    /// first and for a moment after the last. Whoever is fed from a source before its brothers are
+    /// there has pieces that another, who takes its place, gets from the source again.
+    fn have_gathered(&self) -> bool {
+        let Some((first_ms, last_ms)) = self.gathering else { return false };
+        let since = |at_ms: u64| self.now_ms.saturating_sub(at_ms);
+        let gather_ms = self.settings.gather_ms;
+        let calm = since(last_ms) >= gather_ms / GATHER_CALM;
+        since(first_ms) >= gather_ms && (calm || since(first_ms) >= gather_ms * GATHER_MAX)
     }
 
     /// Notes that `links` are not as the plan of the whole made them.
@@ -138,6 +155,7 @@ impl Coordinator {
             hosts.retain(|at| Some(*at) != stand_in);
         }
         self.shape = self.shape_for(hosts, &givers);
+        self.put_first_who_has_most(hosts);
         let stripes = self.shape.stripes;
         let children: Vec<u32> = (0..self.layout.len()).map(|at| self.children_of(at)).collect();
         let roots = self.share_out(&givers);
@@ -156,6 +174,21 @@ impl Coordinator {
             let is_source = self.entries[at as usize].is_source;
             let may = if is_source { 0 } else { children[at as usize] };
             self.trees.set_budget(at, may.max(has));
+        }
+    }
+
+    /// Of hosts in one place those that a source feeds come first and then those that hold most, so
+    /// that they stay near it: who stands before somebody that has more gets it from the source
+    /// once more.
+    fn put_first_who_has_most(&self, hosts: &mut [u32]) {
+        let place = |at: u32| self.layout.place(at);
+        let is_source = |parent: u32| self.entries[parent as usize].is_source;
+        let is_fed = |at: u32| {
+            let mut parents = (0..self.trees.stripes()).map(|stripe| self.trees.parent(at, stripe));
+            parents.any(|parent| parent.is_some_and(is_source))
+        };
+        for together in hosts.chunk_by_mut(|one, other| place(*one) == place(*other)) {
+            together.sort_by_cached_key(|at| (!is_fed(*at), Reverse(self.holdings.bytes(*at))));
         }
     }
 
@@ -184,13 +217,18 @@ impl Coordinator {
         self.shape.children(entry.up, &self.settings.shape)
     }
 
-    /// Gives each stripe to the source that has least to send for its rate.
+    /// Gives each stripe to the giver that has least to send for its rate. Among those that are
+    /// fast enough the targets of an earlier batch come first, for the sources have sent their copy.
     fn share_out(&self, givers: &[u32]) -> Vec<(u32, u32)> {
         let mut counts = vec![0u32; givers.len()];
         let up = |at: usize| self.entries[givers[at] as usize].up;
+        let enough = self.shape.rate / f64::from(self.shape.stripes.max(1));
         let mut roots = vec![];
         for _ in 0..self.shape.stripes {
-            let load = |at: &usize| Reverse((up(*at) / f64::from(counts[*at] + 1)) as u64);
+            let load = |at: &usize| {
+                let share = (up(*at) / f64::from(counts[*at] + 1)).min(enough);
+                (Reverse(share as u64), self.entries[givers[*at] as usize].is_source)
+            };
             let Some(at) = (0..givers.len()).min_by_key(load) else { break };
             counts[at] += 1;
             roots.push(at);

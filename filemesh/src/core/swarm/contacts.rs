@@ -14,10 +14,16 @@ pub const RETRY_MS_MAX: u64 = 5_000;
 /// connection.
 pub const YIELD_MS: u64 = 200;
 
+/// Beside parents neighbours are called one after the other, so long after each other: they are
+/// for repair, and twenty handshakes at once take the link and the processor from the first bytes.
+pub const NEIGHBOUR_EVERY_MS: u64 = 50;
+
 #[derive(Debug)]
 pub(super) struct Contact {
     pub is_parent: bool,
     pub is_neighbour: bool,
+    /// Beyond the border of the region.
+    pub is_far: bool,
     pub is_banned: bool,
     pub link: Option<PeerKey>,
     connecting: bool,
@@ -38,16 +44,19 @@ pub(super) struct Contacts {
 impl Contacts {
     pub fn set(&mut self, me: Member, plan: &HostPlan, now_ms: u64) {
         for contact in self.all.values_mut() {
-            (contact.is_parent, contact.is_neighbour) = (false, false);
+            (contact.is_parent, contact.is_neighbour, contact.is_far) = (false, false, false);
         }
         let neighbours = plan.neighbours.iter().take(NEIGHBOURS_MAX);
         let neighbours = neighbours.map(|member| (*member, false));
         let parents = plan.parents.iter().flatten().map(|member| (*member, true));
+        let every_ms = if plan.parents.is_empty() { 0 } else { NEIGHBOUR_EVERY_MS };
+        let mut turn_ms = now_ms;
         for (member, is_parent) in neighbours.chain(parents).filter(|(member, _)| *member != me) {
             let is_new = !self.all.contains_key(&member);
             let contact = self.entry(member, now_ms);
-            if is_new && member < me {
-                contact.retry_at_ms = now_ms + YIELD_MS;
+            if is_new && !is_parent {
+                turn_ms += every_ms;
+                contact.retry_at_ms = turn_ms + if member < me { YIELD_MS } else { 0 };
             }
             if is_parent {
                 contact.is_parent = true;
@@ -55,6 +64,7 @@ impl Contacts {
                 contact.retry_at_ms = contact.retry_at_ms.min(now_ms);
             } else {
                 contact.is_neighbour = true;
+                contact.is_far = plan.far.contains(&member);
             }
         }
         self.prune();
@@ -65,6 +75,7 @@ impl Contacts {
         self.all.entry(member).or_insert(Contact {
             is_parent: false,
             is_neighbour: false,
+            is_far: false,
             is_banned: false,
             link: None,
             connecting: false,
@@ -138,6 +149,14 @@ impl Contacts {
         due
     }
 
+    /// A parent fails: no neighbour waits for its turn any more.
+    pub fn hurry(&mut self, now_ms: u64) {
+        for contact in self.all.values_mut().filter(|contact| contact.failures == 0) {
+            contact.retry_at_ms = contact.retry_at_ms.min(now_ms);
+        }
+        self.note_due();
+    }
+
     fn note_due(&mut self) {
         self.due_ms = self.wanted().map(|(_, contact)| contact.retry_at_ms).min();
     }
@@ -161,12 +180,19 @@ mod tests {
     #[test]
     fn parents_are_called_at_once_and_lower_neighbours_are_given_time() {
         let mut contacts = Contacts::default();
-        let plan =
-            HostPlan { number: 1, parents: vec![Some(1), Some(5)], neighbours: vec![2, 7, 5] };
+        let plan = HostPlan {
+            number: 1,
+            parents: vec![Some(1), Some(5)],
+            neighbours: vec![2, 7, 5],
+            far: vec![],
+        };
         contacts.set(5, &plan, 1_000);
-        assert_eq!(contacts.due(1_000), [1, 7], "not itself, not yet 2");
-        assert_eq!((contacts.due(1_000), contacts.deadline_ms()), (vec![], Some(1_000 + YIELD_MS)));
-        assert_eq!(contacts.due(1_000 + YIELD_MS), [2]);
+        assert_eq!(contacts.due(1_000), [1], "neighbours one after the other");
+        let turns = [1_000 + NEIGHBOUR_EVERY_MS, 1_000 + 2 * NEIGHBOUR_EVERY_MS];
+        assert_eq!((contacts.due(1_000), contacts.deadline_ms()), (vec![], Some(turns[1])));
+        assert_eq!((contacts.due(turns[1]), contacts.due(turns[1])), (vec![7], vec![]));
+        assert_eq!(contacts.deadline_ms(), Some(turns[0] + YIELD_MS));
+        assert_eq!(contacts.due(turns[0] + YIELD_MS), [2]);
         contacts.linked(1, 10, 1_500);
         contacts.lost(7, false, 1_500);
         assert_eq!((contacts.due(1_699), contacts.due(1_700)), (vec![], vec![7]));
@@ -176,7 +202,16 @@ mod tests {
         assert_eq!(contacts.deadline_ms(), Some(2_000 + RETRY_MS_MAX));
         contacts.ban(7, 2_000);
         assert_eq!((contacts.deadline_ms(), contacts.banned()), (None, vec![7]));
-        contacts.set(5, &HostPlan::default(), 3_000);
+        let mesh = HostPlan { number: 2, parents: vec![], neighbours: vec![8, 9], far: vec![] };
+        contacts.set(5, &mesh, 3_000);
+        assert_eq!(contacts.due(3_000), [8, 9], "without parents at once");
+        let plan =
+            HostPlan { number: 3, parents: vec![Some(1)], neighbours: vec![3, 10], far: vec![] };
+        contacts.set(5, &plan, 4_000);
+        assert_eq!(contacts.due(4_000), []);
+        contacts.hurry(4_000);
+        assert_eq!(contacts.due(4_000), [3, 10], "a parent failed");
+        contacts.set(5, &HostPlan::default(), 5_000);
         assert!(contacts.get(2).is_none() && contacts.get(1).is_some(), "1 is still connected");
     }
 }

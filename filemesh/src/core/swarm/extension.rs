@@ -182,8 +182,12 @@ mod tests {
 
     #[test]
     fn a_take_names_stripes_of_its_plan_alone() {
-        let plan =
-            HostPlan { number: 3, parents: vec![Some(7), None, Some(9)], neighbours: vec![] };
+        let plan = HostPlan {
+            number: 3,
+            parents: vec![Some(7), None, Some(9)],
+            neighbours: vec![],
+            far: vec![],
+        };
         let take = Take::of(&plan, 9);
         assert_eq!(take, Take { plan: 3, stripes: 3, mask: 4 });
         assert_eq!((0..6).filter(|piece| take.takes(*piece)).collect::<Vec<_>>(), [2, 5]);

@@ -225,13 +225,13 @@ impl Swarm {
         }
         for (key, member) in late {
             self.forget_hashes(key);
-            self.mark_late(member, actions);
+            self.mark_late(member, now_ms, actions);
         }
         let absent = self.contacts.absent_parents();
         let absent = absent.filter(|(_, since)| now_ms.saturating_sub(*since) >= patience_ms);
         let absent: Vec<_> = absent.map(|(member, _)| member).collect();
         for member in absent {
-            self.mark_late(member, actions);
+            self.mark_late(member, now_ms, actions);
             self.schedule.set_lost(member);
         }
     }
@@ -239,9 +239,11 @@ impl Swarm {
     pub(super) fn mark_late(
         &mut self,
         member: crate::core::plan::Member,
+        now_ms: u64,
         actions: &mut Vec<Action>,
     ) {
         if self.schedule.set_late(member, true) {
+            self.contacts.hurry(now_ms);
             actions.push(Action::ParentLate(member));
         }
     }
@@ -312,12 +314,14 @@ impl Swarm {
 
     fn has_other_source(&self, range: &BlockRange, key: PeerKey, now_ms: u64) -> bool {
         let is_for_all = self.is_for_all(range.piece);
+        let is_expected = self.schedule.is_expected(range.piece);
         is_for_all
             && self.peers.iter().any(|(other, peer)| {
                 *other != key
                     && peer.can_ask(now_ms)
                     && peer.link.have().has(range.piece)
                     && self.is_mesh(peer)
+                    && !(is_expected && self.is_far(peer))
             })
     }
 
@@ -363,15 +367,24 @@ impl Swarm {
         if helper.link.in_flight() > 0 || !helper.can_ask(now_ms) || !self.is_mesh(helper) {
             return;
         }
+        if self.is_far(helper) {
+            return;
+        }
         if !self.has_room() {
             return;
         }
-        let enough_ms = self.meter.patience_ms(&self.content.geometry) / 2;
+        // What a window keeps ahead comes by itself, also from one that waits for it: who asks a
+        // complete member for it takes the link of that member's own children.
+        let patience_ms = self.meter.patience_ms(&self.content.geometry);
         let others = self.peers.iter().filter(|(other, _)| **other != key);
-        let slowest = others.map(|(other, peer)| (peer.remaining_ms(now_ms), *other)).max();
-        let Some((_, slow)) = slowest.filter(|(remaining_ms, _)| *remaining_ms > enough_ms) else {
+        let slowest = others.map(|(other, peer)| {
+            let enough_ms = peer.window.hold_ms() + patience_ms;
+            (peer.remaining_ms(now_ms).saturating_sub(enough_ms), *other)
+        });
+        let Some((excess_ms, slow)) = slowest.max() else { return };
+        if excess_ms <= self.first_end_ms(slow, now_ms) {
             return;
-        };
+        }
         let Some(download) = &self.content.download else { return };
         let mut ranges = self.peers[&slow].cancellable(|range| {
             helper.link.have().has(range.piece)
@@ -397,6 +410,15 @@ impl Swarm {
             self.doubled.push(Doubled { range, peers: [slow, key] });
         }
         self.ready.insert(key);
+    }
+
+    /// How long the first of the parents beside `slow` still needs: where all need as long, none is
+    /// slow, and whoever helped one would only keep another from sending.
+    fn first_end_ms(&self, slow: PeerKey, now_ms: u64) -> u64 {
+        let parents = self.peers.iter().filter(|(key, peer)| {
+            **key != slow && self.schedule.plan().parents.contains(&Some(peer.member))
+        });
+        parents.map(|(_, peer)| peer.remaining_ms(now_ms)).min().unwrap_or(0)
     }
 
     /// Takes back what was asked for twice and is here.

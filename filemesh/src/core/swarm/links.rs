@@ -163,7 +163,7 @@ impl Swarm {
         let Some(member) = self.forget(key, now_ms) else { return };
         if why.is_lie() {
             self.contacts.ban(member, now_ms);
-            self.mark_late(member, actions);
+            self.mark_late(member, now_ms, actions);
             self.schedule.set_lost(member);
         }
         actions.push(Action::Close { key, member, why });

@@ -100,6 +100,13 @@ impl Peer {
         self.link.can_request() && self.late_since_ms.is_none() && now_ms >= self.paused_until_ms
     }
 
+    /// Whether a quarter of the window is free, so that several requests go in one packet instead
+    /// of one for each block that came: both ends wake up less often.
+    pub fn has_gap(&self) -> bool {
+        let (in_flight, window) = (self.link.in_flight_bytes(), self.window.bytes());
+        in_flight <= window - window / 4
+    }
+
     /// It answered.
     pub fn progressed(&mut self, now_ms: u64) {
         let pause_ms = now_ms.saturating_sub(self.progress_ms);

@@ -56,6 +56,8 @@ pub(super) struct Picker<'a> {
     pub key: PeerKey,
     /// Whether the peer is asked for what is open.
     pub is_mesh: bool,
+    /// Whether it is asked only for what no parent will bring.
+    pub is_far: bool,
     /// Bytes that may be asked for now, at least a block.
     pub bytes_max: u32,
 }
@@ -155,8 +157,9 @@ impl Picker<'_> {
         let download = self.content.download.as_ref()?;
         let is_work = |piece: &u32| {
             let copies = usize::from(self.copies[*piece as usize]);
+            let may = !self.is_far && copies >= self.copies_min;
             self.schedule.is_open(*piece)
-                && (copies >= self.copies_min || !self.schedule.is_expected(*piece))
+                && (may || !self.schedule.is_expected(*piece))
                 && download.unassigned_in(*piece).is_some()
                 && download.hashes().proves_piece(*piece)
         };

@@ -266,6 +266,12 @@ impl Swarm {
         neighbour || !peer.opened || self.schedule.plan().parents.is_empty()
     }
 
+    /// Whether `peer` is beyond the border of this member's region. What a parent may still bring
+    /// is not asked of it: each copy that crosses the border is one too many.
+    pub(super) fn is_far(&self, peer: &Peer) -> bool {
+        self.contacts.get(peer.member).is_some_and(|contact| contact.is_far)
+    }
+
     /// Asks every peer for what its window has room for.
     pub(super) fn advance_all(&mut self, now_ms: u64) {
         (self.kick, self.is_blocked, self.is_limited) = (false, false, false);
@@ -279,10 +285,14 @@ impl Swarm {
             return;
         }
         let Some(peer) = self.peers.get(&key).filter(|peer| peer.can_ask(now_ms)) else { return };
+        if !peer.has_gap() {
+            return self.help_end(key, now_ms);
+        }
         let any_open = self.schedule.any_open();
         let is_planned = !self.schedule.plan().parents.is_empty();
         let is_mesh = any_open && self.is_mesh(peer) && (!is_planned || self.has_room());
-        let copies_min = if is_mesh { self.copies_min() } else { 0 };
+        let (copies_min, is_far) =
+            if is_mesh { (self.copies_min(), self.is_far(peer)) } else { (0, false) };
         let Some(peer) = self.peers.get_mut(&key) else { return };
         let mut picker = Picker {
             content: &mut self.content,
@@ -294,6 +304,7 @@ impl Swarm {
             copies_min,
             key,
             is_mesh,
+            is_far,
             bytes_max: u32::MAX,
         };
         while peer.link.can_request() {

@@ -202,7 +202,8 @@ mod tests {
     fn schedule(parents: &[Option<Member>]) -> (Schedule, PieceMap) {
         let geometry = Geometry::new(12 * 16_384, 16_384).unwrap();
         let mut schedule = Schedule::new(&geometry);
-        let plan = HostPlan { number: 1, parents: parents.to_vec(), neighbours: vec![] };
+        let plan =
+            HostPlan { number: 1, parents: parents.to_vec(), neighbours: vec![], far: vec![] };
         schedule.set(plan, None);
         (schedule, PieceMap::new(geometry))
     }

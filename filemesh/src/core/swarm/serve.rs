@@ -10,11 +10,8 @@ use super::{Pull, Swarm};
 /// Announcements that are queued at a time.
 const ANNOUNCED_AT_ONCE: usize = 256;
 
-/// How long an announcement may wait for others to the same peer, so that it costs 9 bytes and not
-/// a record, a packet and a wake-up of its own. Neighbours act on announcements only when a parent
-/// is late, which takes ten times as long to notice; whoever takes a piece as a child is sent it
-/// without.
-const ANNOUNCE_MS: u64 = 20;
+/// Longest wait of an announcement.
+const ANNOUNCE_MS_MAX: u64 = 250;
 
 impl Swarm {
     /// The peers for which [`Swarm::next`] may have something, in the order of their keys. Pull
@@ -157,9 +154,17 @@ impl Swarm {
         }
         self.announce_at_ms = match is_piece {
             true if announces => None,
-            true => self.announce_at_ms.or(Some(now_ms + ANNOUNCE_MS)),
+            true => self.announce_at_ms.or(Some(now_ms + self.announce_ms())),
             false => self.announce_at_ms,
         };
+    }
+
+    /// How long an announcement may wait for others to the same peer. Alone it costs a packet of
+    /// 100 bytes, a record and a wake-up per neighbour; in a chain with twenty neighbours that is
+    /// 3 % of the link, and all behind pay for it. Neighbours act on announcements when a parent is
+    /// late, which takes longer to notice; whoever takes a piece as a child is sent it without.
+    fn announce_ms(&self) -> u64 {
+        (self.meter.patience_ms(&self.content.geometry) / 2).min(ANNOUNCE_MS_MAX)
     }
 
     /// Lets all peers know of the pieces that became complete here.

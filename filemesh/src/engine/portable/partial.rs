@@ -152,6 +152,11 @@ impl PartialFile {
         Ok(())
     }
 
+    /// Hands to the kernel what waits in memory to leave as one write: kill -9 would take it.
+    pub fn write_waiting(&mut self) -> Result<(), FileError> {
+        self.file.flush()
+    }
+
     fn claim(&mut self, offset: u64, data: &[u8]) -> Result<Range<u32>, FileError> {
         self.state.claim_bytes(&self.geometry, offset, data.len(), self.file.path())
     }

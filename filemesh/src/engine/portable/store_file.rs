@@ -14,9 +14,9 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-/// Bytes after which the kernel is told to begin to write them, so that the flush at the end, which
-/// a push waits for, finds little to do.
-const AHEAD_BYTES: u64 = 4 * 1024 * 1024;
+/// After so many bytes the disk is sent what came, so that the last flush has little left to wait for:
+/// what it would wait is time in which nothing is pushed.
+const FLUSH_BYTES: u64 = 8 * 1024 * 1024;
 
 /// A file that is being stored under `PATH.part`. Dropping it before [`StoreFile::finish`] removes
 /// what was written.
@@ -29,8 +29,8 @@ pub struct StoreFile {
     builder: TreeBuilder,
     leaves: LeafFileWriter,
     size_bytes: u64,
-    /// What lies before it is on its way to the disk.
-    flushed_to: u64,
+    /// Bytes that are on their way to the disk.
+    flushed_bytes: u64,
     cleanup: Cleanup,
 }
 
@@ -45,8 +45,8 @@ impl StoreFile {
         let file = options.write(true).create_new(true).mode(0o600).open(&part);
         let file = file.on("create", &part)?;
         let cleanup = Cleanup(Some(part.clone()));
-        let (path, size_bytes, flushed_to) = (path.to_path_buf(), 0, 0);
-        Ok(Self { file, part, path, builder, leaves, size_bytes, flushed_to, cleanup })
+        let (path, size_bytes, flushed_bytes) = (path.to_path_buf(), 0, 0);
+        Ok(Self { file, part, path, builder, leaves, size_bytes, flushed_bytes, cleanup })
     }
 
     /// Writes and hashes the next `bytes`.
@@ -57,11 +57,11 @@ impl StoreFile {
             return Err(source).on("write", &self.part);
         }
         self.file.write_all(bytes).on("write", &self.part)?;
-        let ahead = self.size_bytes - self.flushed_to;
-        if ahead >= AHEAD_BYTES {
-            // What the file system does not do now is done at the end.
-            let _ = sys::start_flush(&self.file, self.flushed_to, ahead);
-            self.flushed_to = self.size_bytes;
+        let waiting = self.size_bytes - self.flushed_bytes;
+        if waiting >= FLUSH_BYTES {
+            // Only sooner: what goes wrong is said by the last flush, which waits for all of it.
+            let _ = sys::start_flush(&self.file, self.flushed_bytes, waiting);
+            self.flushed_bytes = self.size_bytes;
         }
         let (leaves, mut failed) = (&mut self.leaves, None);
         self.builder.update(bytes, |leaf| failed = failed.take().or(leaves.push(leaf).err()));

@@ -138,7 +138,10 @@ fn an_isolated_member_goes_on_with_new_neighbours() {
     for seed in 1..4 {
         let mut net = planned(4 << 20, 64 << 10, 8, seed);
         let lonely = net.join(RATE);
-        net.plan(lonely, HostPlan { number: 1, parents: vec![Some(5)], neighbours: vec![5] });
+        net.plan(
+            lonely,
+            HostPlan { number: 1, parents: vec![Some(5)], neighbours: vec![5], far: vec![] },
+        );
         let bound = bound_us(&net);
         assert!(!net.run(bound / 2, Net::all_done), "seed {seed}: too fast");
         net.kill(5);
@@ -149,7 +152,7 @@ fn an_isolated_member_goes_on_with_new_neighbours() {
         assert!(net.nodes[lonely].late.contains(&5), "seed {seed}: it says why");
         let before = net.nodes[lonely].swarm.progress().unwrap().verified_bytes;
         let neighbours = vec![1, 2, 3];
-        net.plan(lonely, HostPlan { number: 2, parents: vec![], neighbours });
+        net.plan(lonely, HostPlan { number: 2, parents: vec![], neighbours, far: vec![] });
         assert!(net.run(12 * bound, Net::all_done), "seed {seed}");
         assert_true_copies(&net);
         let Have::All = net.nodes[lonely].swarm.have() else { panic!("seed {seed}") };
@@ -164,14 +167,14 @@ fn the_last_blocks_of_a_slow_peer_are_asked_for_twice() {
         let mut net = Net::new(source(1 << 20, 64 << 10, seed), RATE, seed);
         let whole = net.source().data.clone();
         let second = net.resume(whole, RATE);
-        net.plan(second, HostPlan { number: 1, parents: vec![], neighbours: vec![0] });
+        net.plan(second, HostPlan { number: 1, parents: vec![], neighbours: vec![0], far: vec![] });
         assert!(net.run(1_000_000, Net::all_done), "seed {seed}: the second seed is ready");
         net.nodes[second].up_bytes_per_s = RATE / 16;
         // It gives its neighbours time to call first.
         let (start_us, bound) = (net.now_us + YIELD_MS * 1000, bound_us(&net));
         let member = net.join(RATE);
         let neighbours = vec![0, second as Member];
-        net.plan(member, HostPlan { number: 1, parents: vec![], neighbours });
+        net.plan(member, HostPlan { number: 1, parents: vec![], neighbours, far: vec![] });
         assert!(net.run(start_us + 8 * bound, Net::all_done), "seed {seed}");
         assert_true_copies(&net);
         // What the slow one was asked for first, 256 KiB, takes it four bounds.

@@ -15,7 +15,12 @@ fn member(source: &Source, complete: bool) -> Swarm {
         false => Start::Download(Box::new(source.download(None))),
     };
     let mut swarm = Swarm::new(start, 1, Config::new(source.handshake("us"), 1), 0);
-    let plan = HostPlan { number: 1, parents: vec![Some(2), Some(3)], neighbours: vec![2, 4] };
+    let plan = HostPlan {
+        number: 1,
+        parents: vec![Some(2), Some(3)],
+        neighbours: vec![2, 4],
+        far: vec![],
+    };
     swarm.set_plan(plan, 0, &mut vec![]);
     swarm
 }

@@ -7,7 +7,7 @@ use crate::core::peer_wire::{HANDSHAKE_BYTES, Handshake};
 use crate::core::plan::{HostPlan, Member};
 use crate::core::transfer_tests::Source;
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::rc::Rc;
 
 /// Bytes that go out before the next connection has its turn.
@@ -65,6 +65,8 @@ pub struct Net {
     seed: u64,
     source: Rc<Source>,
     connections: Vec<Connection>,
+    /// Bytes that left one member for another.
+    pub sent: BTreeMap<(usize, usize), u64>,
     events: BinaryHeap<Reverse<(u64, u64, Event)>>,
     count: u64,
 }
@@ -80,6 +82,7 @@ impl Net {
             seed,
             source: Rc::new(source),
             connections: vec![],
+            sent: BTreeMap::new(),
             events: BinaryHeap::new(),
             count: 0,
         };
@@ -326,6 +329,7 @@ impl Net {
             }
             let to = self.connections[key].nodes[1 - side];
             let len = out.len() as u64;
+            *self.sent.entry((node, to)).or_default() += len;
             self.connections[key].flight[side] += out.len();
             let sent_us = self.now_us + (len * 1_000_000).div_ceil(self.nodes[node].up_bytes_per_s);
             self.nodes[node].up_free_us = sent_us;
@@ -382,7 +386,7 @@ pub fn trees(number: u32, members: &[Member], stripes: usize) -> Vec<HostPlan> {
             let mut neighbours: Vec<Member> =
                 near.iter().map(|step| members[(at + step) % members.len()]).collect();
             neighbours.retain(|member| *member != members[at]);
-            HostPlan { number, parents: vec![None; stripes], neighbours }
+            HostPlan { number, parents: vec![None; stripes], neighbours, far: vec![] }
         })
         .collect();
     for stripe in 0..stripes {

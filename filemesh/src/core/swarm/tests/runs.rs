@@ -77,7 +77,8 @@ fn rate_limits_hold_in_both_directions() {
     net.limits = (0, 0);
     net.join(RATE);
     for (member, parent) in [(1, 0), (2, 1)] {
-        let plan = HostPlan { number: 1, parents: vec![Some(parent)], neighbours: vec![] };
+        let plan =
+            HostPlan { number: 1, parents: vec![Some(parent)], neighbours: vec![], far: vec![] };
         net.plan(member, plan);
     }
     let bound = bound_us(&net);
@@ -95,7 +96,10 @@ fn a_mesh_without_a_plan_finishes() {
         for member in 1..=8usize {
             net.join(RATE);
             let before = (0..member as Member).rev().take(4).collect();
-            net.plan(member, HostPlan { number: 1, parents: vec![], neighbours: before });
+            net.plan(
+                member,
+                HostPlan { number: 1, parents: vec![], neighbours: before, far: vec![] },
+            );
         }
         let bound = bound_us(&net);
         assert!(net.run(4 * bound, Net::all_done), "seed {seed}");
@@ -112,7 +116,7 @@ fn who_joins_late_gets_everything_from_neighbours() {
         assert!(!net.run(bound / 2, Net::all_done), "seed {seed}: too fast");
         let late = net.join(RATE);
         let parents = vec![Some(1), Some(2), Some(3), Some(4)];
-        net.plan(late, HostPlan { number: 2, parents, neighbours: vec![5, 6, 7] });
+        net.plan(late, HostPlan { number: 2, parents, neighbours: vec![5, 6, 7], far: vec![] });
         assert!(net.run(4 * bound, Net::all_done), "seed {seed}");
         assert_true_copies(&net);
     }
@@ -126,7 +130,12 @@ fn claims_of_an_earlier_run_are_checked_and_not_fetched_again() {
         // Every fifth block is wrong.
         disk.iter_mut().step_by(5 * 16_384).for_each(|byte| *byte ^= 1);
         let resumed = net.resume(disk, RATE);
-        let plan = HostPlan { number: 1, parents: vec![Some(1), Some(2)], neighbours: vec![3] };
+        let plan = HostPlan {
+            number: 1,
+            parents: vec![Some(1), Some(2)],
+            neighbours: vec![3],
+            far: vec![],
+        };
         net.plan(resumed, plan);
         let bound = bound_us(&net);
         assert!(net.run(4 * bound, Net::all_done), "seed {seed}");
@@ -200,7 +209,8 @@ fn a_plain_seed_is_a_mesh_peer() {
     let (mut up, mut down, mut disk) = (vec![], vec![], vec![0; 3_000_000]);
     let mut actions = vec![];
     // Its stripes are planned with it, though it cannot be told so.
-    let plan = HostPlan { number: 1, parents: vec![Some(0), None], neighbours: vec![0] };
+    let plan =
+        HostPlan { number: 1, parents: vec![Some(0), None], neighbours: vec![0], far: vec![] };
     swarm.set_plan(plan, 0, &mut actions);
     swarm.connected(1, 0, Dial::Opened, 0, &mut actions);
     swarm.next(1, 1 << 20, &mut up, 0);
@@ -247,7 +257,7 @@ fn news_of_a_piece_waits_for_more_unless_pieces_move_by_it() {
         let start = Start::Download(Box::new(source.download(None)));
         let mut swarm = Swarm::new(start, 1, Config::new(source.handshake("us"), 1), 0);
         let mut actions = vec![];
-        let plan = HostPlan { number: 1, parents, neighbours: vec![2] };
+        let plan = HostPlan { number: 1, parents, neighbours: vec![2], far: vec![] };
         swarm.set_plan(plan, 0, &mut actions);
         let dial = Dial::Shaken { opened: false, theirs: source.handshake("them") };
         swarm.connected(5, 2, dial, 0, &mut actions);
