@@ -202,10 +202,11 @@ mod tests {
         assert_eq!(contacts.deadline_ms(), Some(2_000 + RETRY_MS_MAX));
         contacts.ban(7, 2_000);
         assert_eq!((contacts.deadline_ms(), contacts.banned()), (None, vec![7]));
-        let mesh = HostPlan { number: 2, parents: vec![], neighbours: vec![8, 9] };
+        let mesh = HostPlan { number: 2, parents: vec![], neighbours: vec![8, 9], far: vec![] };
         contacts.set(5, &mesh, 3_000);
         assert_eq!(contacts.due(3_000), [8, 9], "without parents at once");
-        let plan = HostPlan { number: 3, parents: vec![Some(1)], neighbours: vec![3, 10] };
+        let plan =
+            HostPlan { number: 3, parents: vec![Some(1)], neighbours: vec![3, 10], far: vec![] };
         contacts.set(5, &plan, 4_000);
         assert_eq!(contacts.due(4_000), []);
         contacts.hurry(4_000);
