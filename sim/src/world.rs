@@ -58,6 +58,8 @@ pub struct World<T> {
     fault_times: EventQueue<(usize, bool)>,
     /// Whether a fault concerned this host.
     pub is_hurt: Vec<bool>,
+    /// What is left of each host's rates from the start and for good.
+    pub lasting_share: Vec<f64>,
     interval: Nanos,
     sample_at: Nanos,
     now: Nanos,
@@ -89,10 +91,14 @@ impl<T> World<T> {
         let watched = shared.map(|(link, _)| link).collect();
         let mut fault_times = EventQueue::default();
         let mut is_hurt = vec![false; topology.hosts.len()];
+        let mut lasting_share = vec![1.0; topology.hosts.len()];
         for (at, fault) in faults.iter().enumerate() {
             fault_times.push(fault.at, (at, true));
             fault.until.into_iter().for_each(|until| fault_times.push(until, (at, false)));
             fault.hosts.iter().for_each(|host| is_hurt[*host as usize] = true);
+            if fault.kind == Kind::Slow && fault.at == 0 && fault.until.is_none() {
+                fault.hosts.iter().for_each(|host| lasting_share[*host as usize] = fault.factor);
+            }
         }
         Self {
             topology,
@@ -104,6 +110,7 @@ impl<T> World<T> {
             faults,
             fault_times,
             is_hurt,
+            lasting_share,
             interval: interval.max(1),
             sample_at: 0,
             now: 0,

@@ -8,8 +8,8 @@ pub mod renewal;
 pub mod servers;
 pub mod session;
 
-pub(crate) use dialer::tune;
 pub use dialer::{Dialer, LinkError, LinkStream};
+pub(crate) use dialer::{tls_provider, tune};
 pub use outbox::{LinkEvent, Outbox, Priority};
 pub use redial::Redial;
 pub use session::SignalLink;

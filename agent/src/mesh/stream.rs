@@ -1,6 +1,6 @@
 //! A stream with one member, and how it is ended from outside.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::pin::Pin;
@@ -20,8 +20,9 @@ use tokio_rustls::TlsStream;
 use super::table::{Direction, Place};
 use super::{Ended, Shared, table::Admitted};
 
-/// Ciphertext that one read takes: two of TLS's records, bought from the kernel in one call.
-pub(super) const READ_AHEAD_BYTES: usize = 32 * 1024;
+/// Ciphertext that one read takes: four of TLS's records, bought from the kernel in one call. Pages of
+/// it that nothing was ever read into take no memory.
+pub(super) const READ_AHEAD_BYTES: usize = 64 * 1024;
 
 /// The bytes of a stream.
 pub(super) type Io = TlsStream<BufReader<TcpStream>>;
@@ -167,6 +168,20 @@ impl AsyncWrite for PeerStream {
         self.check()?;
         let polled = Pin::new(&mut self.io).poll_write(cx, buf);
         self.explain(polled)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.check()?;
+        let polled = Pin::new(&mut self.io).poll_write_vectored(cx, slices);
+        self.explain(polled)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -21,6 +21,7 @@ use skein_wire::ids::AgentId;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::identity::Identity;
+use crate::link::tls_provider;
 
 /// What both sides say they speak inside TLS.
 pub const ALPN: &[u8] = b"skein-mesh/1";
@@ -63,7 +64,7 @@ impl TlsCache {
         {
             return Ok((connector.clone(), acceptor.clone()));
         }
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let provider = Arc::new(tls_provider());
         let mut roots = RootCertStore::empty();
         for authority in &identity.trusted {
             roots.add(authority.clone())?;

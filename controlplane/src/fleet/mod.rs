@@ -17,7 +17,7 @@ use bytes::Bytes;
 use prost::Message;
 use ring::rand::SystemRandom;
 use skein_observe::names;
-use skein_wire::command::{Dispatch, SignError};
+use skein_wire::command::{Dispatch, ORDERS_PER_SIGNATURE, SignError};
 use skein_wire::fleet::v1::to_data::Kind;
 use skein_wire::fleet::v1::{
     CloseSession, LaneState, Register, Revoked, RoutingTable, TapRecords, TapStart, TapStop,
@@ -214,7 +214,7 @@ impl Fleet {
         Ok(())
     }
 
-    /// Signs an order of its own for each agent that has a session, all with one signature, and
+    /// Signs an order of its own for each agent that has a session, some with one signature, and
     /// sends them. The others get nothing.
     pub async fn command_each(
         &self,
@@ -230,10 +230,10 @@ impl Fleet {
             (agent, CommandBody { command_id: command_id.clone(), kind: Some(kind) })
         });
         let bodies: Vec<_> = bodies.collect();
-        for bodies in bodies.chunks(DISPATCH_AGENTS_MAX) {
-            let agents: Vec<AgentId> = bodies.iter().map(|(agent, _)| agent.clone()).collect();
-            let dispatch = self.sign_each(bodies, not_after_ms).await?;
-            self.send_dispatch(purpose, label, &agents, dispatch).await;
+        let agents: Vec<AgentId> = bodies.iter().map(|(agent, _)| agent.clone()).collect();
+        let dispatches = self.sign_each(bodies, not_after_ms).await?;
+        for (agents, dispatch) in agents.chunks(ORDERS_PER_SIGNATURE).zip(dispatches) {
+            self.send_dispatch(purpose, label, agents, dispatch).await;
         }
         Ok(())
     }
@@ -277,20 +277,23 @@ impl Fleet {
         Ok(signed.await.map_err(std::io::Error::other)??)
     }
 
-    /// Likewise for orders of their own.
+    /// Likewise for orders of their own, one dispatch for each [`ORDERS_PER_SIGNATURE`] of them.
     async fn sign_each(
         &self,
-        orders: &[(AgentId, CommandBody)],
+        orders: Vec<(AgentId, CommandBody)>,
         not_after_ms: i64,
-    ) -> Result<Dispatch, FleetError> {
-        if orders.len() <= SIGN_AT_ONCE_MAX {
-            return Ok(self.keys.signer().dispatch_each(orders, not_after_ms, &self.random)?);
+    ) -> Result<Vec<Dispatch>, FleetError> {
+        let is_small = orders.len() <= SIGN_AT_ONCE_MAX;
+        let keys = self.keys.clone();
+        let sign = move || -> Result<Vec<Dispatch>, SignError> {
+            let (signer, random) = (keys.signer(), SystemRandom::new());
+            let parts = orders.chunks(ORDERS_PER_SIGNATURE);
+            parts.map(|part| signer.dispatch_each(part, not_after_ms, &random)).collect()
+        };
+        if is_small {
+            return Ok(sign()?);
         }
-        let (keys, orders) = (self.keys.clone(), orders.to_vec());
-        let signed = tokio::task::spawn_blocking(move || {
-            keys.signer().dispatch_each(&orders, not_after_ms, &SystemRandom::new())
-        });
-        Ok(signed.await.map_err(std::io::Error::other)??)
+        Ok(tokio::task::spawn_blocking(sign).await.map_err(std::io::Error::other)??)
     }
 
     /// Tells each agent a message of its own, unsigned (acknowledgements, renewals).

@@ -6,6 +6,7 @@
 //! Revoked agents, and those that are not known, are nobody's peers and get no list.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash as _, Hasher};
 use std::net::{IpAddr, SocketAddr};
 
 use skein_filemesh::core::membership::{MembershipError, Peer, PeerList, Removal, Who, is_usable};
@@ -40,7 +41,41 @@ pub struct Membership {
     /// None: the server.
     members: BTreeMap<Member, Option<AgentId>>,
     removed: BTreeSet<Member>,
+    /// By member: whom its last list names, as what, and until when it is good.
+    listed: BTreeMap<Member, Listed>,
     number: u32,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Listed {
+    not_after_ms: i64,
+    /// A digest of key and addresses, by member.
+    peers: BTreeMap<Member, u64>,
+}
+
+impl Listed {
+    /// What `list` says.
+    fn new(list: &PeerList) -> Self {
+        let peers = list.peers().iter().map(|peer| (peer.member, digest(&peer.who))).collect();
+        Self { not_after_ms: list.not_after_ms, peers }
+    }
+
+    /// Whether whoever has this list needs no `newer` one, where `known` is who members are now:
+    /// it names them all, for as long, and nobody who is revoked or somebody else by now.
+    fn covers(&self, newer: &Self, known: &BTreeMap<Member, Who>) -> bool {
+        let is_true = |(member, was): (&Member, &u64)| {
+            known.get(member).is_some_and(|who| digest(who) == *was)
+        };
+        self.not_after_ms >= newer.not_after_ms
+            && newer.peers.keys().all(|member| self.peers.contains_key(member))
+            && self.peers.iter().all(is_true)
+    }
+}
+
+fn digest(who: &Who) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    who.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// A link between two members, in either order.
@@ -60,8 +95,8 @@ impl Membership {
     /// Of the transfer of the file with this root. `number` is the highest that was ever signed for
     /// it, 0 for none: agents refuse lists that are not above.
     pub fn new(transfer: TransferId, root: Hash, number: u32) -> Self {
-        let (members, removed) = (BTreeMap::new(), BTreeSet::new());
-        Self { transfer, root, members, removed, number }
+        let (members, removed, listed) = (BTreeMap::new(), BTreeSet::new(), BTreeMap::new());
+        Self { transfer, root, members, removed, listed, number }
     }
 
     /// Adds an agent under a number that was never used.
@@ -79,8 +114,14 @@ impl Membership {
         self.number
     }
 
+    /// Nobody knows whether `member` has its list still: it gets the next one in any case.
+    pub fn unlist(&mut self, member: Member) {
+        self.listed.remove(&member);
+    }
+
     /// The lists of `receivers`, or of all: whom `links` join each with. Their number is above all
-    /// earlier ones.
+    /// earlier ones. Whoever has a list that names them all, and for as long, gets none: naming
+    /// more does no harm, unless one of these is out of the transfer or another by now.
     pub fn lists(
         &mut self,
         registry: &Registry,
@@ -88,7 +129,10 @@ impl Membership {
         receivers: Option<&[Member]>,
         not_after_ms: i64,
     ) -> Result<Vec<(AgentId, PeerList)>, MembershipSendError> {
-        let mut joined: BTreeMap<Member, BTreeSet<Member>> = BTreeMap::new();
+        let all: Vec<Member> = self.members.keys().copied().collect();
+        let receivers = receivers.unwrap_or(&all);
+        let mut joined: BTreeMap<Member, BTreeSet<Member>> =
+            receivers.iter().map(|member| (*member, BTreeSet::new())).collect();
         for (one, other) in links {
             for member in [one, other] {
                 if !self.members.contains_key(&member) {
@@ -96,15 +140,20 @@ impl Membership {
                 }
             }
             if one != other && !self.removed.contains(&one) && !self.removed.contains(&other) {
-                joined.entry(one).or_default().insert(other);
-                joined.entry(other).or_default().insert(one);
+                for (member, peer) in [(one, other), (other, one)] {
+                    joined.get_mut(&member).into_iter().for_each(|peers| {
+                        peers.insert(peer);
+                    });
+                }
             }
         }
-        let known = self.known(registry);
+        let named = joined.iter().flat_map(|(member, peers)| peers.iter().chain([member]));
+        let listed = receivers.iter().filter_map(|member| self.listed.get(member));
+        let named = named.chain(listed.flat_map(|listed| listed.peers.keys()));
+        let known = self.known(registry, &named.copied().collect());
         self.number += 1;
-        let all: Vec<Member> = self.members.keys().copied().collect();
         let mut lists = Vec::new();
-        for member in receivers.unwrap_or(&all) {
+        for member in receivers {
             let Some((Some(agent), Who::Agent { .. })) =
                 self.members.get(member).zip(known.get(member))
             else {
@@ -122,14 +171,19 @@ impl Membership {
                 peers.collect(),
             );
             let list = list.map_err(|error| MembershipSendError::List(*member, error))?;
-            lists.push((agent.clone(), list));
+            let newer = Listed::new(&list);
+            if self.listed.get(member).is_none_or(|listed| !listed.covers(&newer, &known)) {
+                self.listed.insert(*member, newer);
+                lists.push((agent.clone(), list));
+            }
         }
         Ok(lists)
     }
 
-    /// Who the members are now; removed, revoked and unknown ones are nobody.
-    fn known(&self, registry: &Registry) -> BTreeMap<Member, Who> {
-        let members = self.members.iter().filter(|(member, _)| !self.removed.contains(member));
+    /// Who these members are now; removed, revoked and unknown ones are nobody.
+    fn known(&self, registry: &Registry, which: &BTreeSet<Member>) -> BTreeMap<Member, Who> {
+        let members = which.iter().filter(|member| !self.removed.contains(member));
+        let members = members.filter_map(|member| self.members.get_key_value(member));
         let who = |agent: &Option<AgentId>| match agent {
             None => Some(Who::Server),
             Some(id) => registry.mesh_agent(id).and_then(|agent| who(id.clone(), agent)),
@@ -293,9 +347,45 @@ mod tests {
         let seen: Vec<_> = lists.iter().map(|(_, list)| (list.me, members(list))).collect();
         assert_eq!(seen, [(1, vec![]), (4, vec![0])]);
         assert!(lists.iter().all(|(_, list)| list.number == 2), "above the removal's number");
+        membership.unlist(4);
         let one = membership.lists(&registry, links, Some(&[4]), 0).unwrap();
         assert_eq!(one.len(), 1);
         assert_eq!(membership.number(), 3);
+    }
+
+    #[tokio::test]
+    async fn a_list_is_sent_again_only_if_it_says_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let registry = registry(folder.path()).await;
+        let mut membership = membership();
+        let told = |membership: &mut Membership, links: &[Link], not_after_ms| {
+            let links = links.iter().copied();
+            let lists = membership.lists(&registry, links, None, not_after_ms).unwrap();
+            lists.iter().map(|(_, list)| list.me).collect::<Vec<_>>()
+        };
+        let links = [(1, 2), (1, 3), (3, 4)];
+        assert_eq!(told(&mut membership, &links, 9), [1, 2, 3, 4]);
+        assert!(told(&mut membership, &links, 9).is_empty());
+        // Two leave each other: nobody has to be told. Two meet: both.
+        assert!(told(&mut membership, &links[1..], 9).is_empty());
+        assert_eq!(told(&mut membership, &[(1, 3), (2, 4)], 9), [2, 4]);
+        // One with a new session, and all when the lists are to be good for longer.
+        membership.unlist(3);
+        assert_eq!(told(&mut membership, &[(1, 3), (2, 4)], 9), [3]);
+        assert_eq!(told(&mut membership, &[(1, 3), (2, 4)], 10), [1, 2, 3, 4]);
+        // A peer whose session comes from elsewhere: whoever knows it learns where to try first.
+        let session = Session {
+            link: 2,
+            session_id: 2,
+            instance: None,
+            remote_addr: "10.1.0.4:51234".into(),
+            connected_ms: 0,
+        };
+        assert!(registry.session_up(&id(4), session));
+        assert_eq!(told(&mut membership, &[(1, 3), (2, 4)], 10), [2]);
+        // One is revoked: whoever's list names it gets another.
+        registry.revoke(&[id(3)], &[], "stolen").await.unwrap();
+        assert_eq!(told(&mut membership, &[(2, 4)], 10), [1]);
     }
 
     #[tokio::test]

@@ -321,6 +321,7 @@ impl Mesh {
         registry: &Registry,
     ) -> Result<(), super::MembershipSendError> {
         let fresh = std::mem::take(&mut self.unlisted);
+        fresh.iter().for_each(|member| self.membership.unlist(*member));
         let mut receivers: BTreeSet<Member> = changed.union(&fresh).copied().collect();
         if receivers.is_empty() {
             return Ok(());

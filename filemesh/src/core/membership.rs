@@ -19,7 +19,7 @@ use super::merkle::Hash;
 use super::plan::Member;
 
 /// Who stands behind a member's number.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Who {
     /// The server, which seeds on its file port.
     Server,

@@ -20,6 +20,9 @@ use std::ops::Range;
 /// data behind it.
 const HEAD_BYTES: usize = 64;
 
+/// The same on a link from which no data is expected, only messages: many small ones at a time.
+const HEAD_BYTES_OF_MESSAGES: usize = 4096;
+
 /// The receiving side of one link.
 #[derive(Debug)]
 pub struct Inbound {
@@ -27,6 +30,8 @@ pub struct Inbound {
     /// Bytes of `head` that have arrived and are not used up.
     have: usize,
     landing: Landing,
+    /// Bytes of `head` that are read into at first.
+    head_bytes: usize,
     /// Whether what comes next is data.
     lands: bool,
 }
@@ -43,7 +48,14 @@ pub enum Taken {
 impl Inbound {
     /// A link's receiving side that takes the slabs for data of `memory`.
     pub fn new(memory: &BlockMemory) -> Self {
-        Self { head: Vec::new(), have: 0, landing: Landing::new(memory), lands: false }
+        let landing = Landing::new(memory);
+        Self { head: Vec::new(), have: 0, landing, head_bytes: HEAD_BYTES, lands: false }
+    }
+
+    /// Whether data may come behind the next message, of which little shall be read along with it,
+    /// because that is copied. It may until something else is said.
+    pub fn expect_data(&mut self, may_come: bool) {
+        self.head_bytes = if may_come { HEAD_BYTES } else { HEAD_BYTES_OF_MESSAGES };
     }
 
     /// Where the stream's next bytes are to be read to. The link says how many of those that are
@@ -52,11 +64,13 @@ impl Inbound {
         let arriving = arriving as usize;
         self.lands = arriving > 0;
         if !self.lands {
-            let room = if self.have < HEAD_BYTES { HEAD_BYTES } else { MESSAGE_BYTES_MAX };
+            let room =
+                if self.have < self.head_bytes { self.head_bytes } else { MESSAGE_BYTES_MAX };
             if self.head.len() < room {
                 self.head.resize(room, 0);
             }
-            return &mut self.head[self.have..];
+            // Not all that a long message once needed: what comes behind the next one may be data.
+            return &mut self.head[self.have.min(room)..room];
         }
         if self.have > 0 {
             // Less than a block: whole ones were used up where they lay.
@@ -125,5 +139,49 @@ impl Taken {
 impl Default for Taken {
     fn default() -> Self {
         Taken::Bytes(Vec::new())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arrive(input: &mut Inbound, arriving: u32, bytes: &[u8]) {
+        input.space(arriving)[..bytes.len()].copy_from_slice(bytes);
+        input.arrived(bytes.len());
+    }
+
+    /// A long message does not make the next ones swallow the data behind them.
+    #[test]
+    fn little_is_read_along_with_a_message() {
+        let memory = BlockMemory::new(1 << 20);
+        let mut input = Inbound::new(&memory);
+        arrive(&mut input, 0, &[1; HEAD_BYTES]);
+        assert_eq!(input.space(0).len(), MESSAGE_BYTES_MAX - HEAD_BYTES, "the rest of a long one");
+        arrive(&mut input, 0, &[1; 30_000]);
+        assert_eq!(input.bytes().len(), 30_064);
+        assert!(matches!(input.take(30_000), Taken::Bytes(bytes) if bytes.len() == 30_000));
+        assert!(matches!(input.take(64), Taken::Bytes(_)));
+        assert_eq!(input.space(0).len(), HEAD_BYTES);
+        input.expect_data(false);
+        assert_eq!(input.space(0).len(), HEAD_BYTES_OF_MESSAGES);
+        input.expect_data(true);
+        assert_eq!(input.space(0).len(), HEAD_BYTES);
+    }
+
+    #[test]
+    fn data_lands_behind_what_came_with_its_message() {
+        let memory = BlockMemory::new(1 << 20);
+        let mut input = Inbound::new(&memory);
+        arrive(&mut input, 0, &[[9; 13].as_slice(), &[7; 20]].concat());
+        input.take(13);
+        assert_eq!(input.bytes(), [7; 20]);
+        assert_eq!(input.space(16_384).len(), 16_364);
+        arrive(&mut input, 16_384, &[7; 16_364]);
+        let Taken::View(view) = input.take(16_384) else { panic!("data lies in a slab") };
+        assert!(*view == [7; 16_384]);
+        assert!(input.bytes().is_empty());
+        drop((view, input));
+        assert_eq!(memory.counters().in_use, 0);
     }
 }

@@ -6,6 +6,7 @@
 
 use super::memory::View;
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Bytes that are kept of one transfer unless something else is set.
@@ -40,31 +41,56 @@ impl RecentBlocks {
         self.bytes += view.len();
         self.order.push_back(offset);
         self.views.insert(offset, view);
-        while self.bytes > self.bytes_max {
-            let Some(oldest) = self.order.pop_front() else { return };
-            self.bytes -= self.views.remove(&oldest).map_or(0, |view| view.len());
-        }
+        self.shrink(self.bytes_max);
     }
 
     /// Appends the `len` bytes at `offset` to `out` if all of them are here, and says whether.
     pub fn append_at(&self, offset: u64, len: usize, out: &mut Vec<u8>) -> bool {
-        let (before, end) = (out.len(), offset + len as u64);
+        let before = out.len();
+        let all = self.each_at(offset, len, |view, part| out.extend_from_slice(&view[part]));
+        if !all {
+            out.truncate(before);
+        }
+        all
+    }
+
+    /// The same without a copy: appends views of the bytes, in their order.
+    pub fn views_at(&self, offset: u64, len: usize, out: &mut Vec<View>) -> bool {
+        let before = out.len();
+        let all = self.each_at(offset, len, |view, part| out.push(view.slice(part)));
+        if !all {
+            out.truncate(before);
+        }
+        all
+    }
+
+    /// Shows the views that the `len` bytes at `offset` are in, and which part of each they are; false
+    /// where some are not here.
+    fn each_at(&self, offset: u64, len: usize, mut show: impl FnMut(&View, Range<usize>)) -> bool {
+        let end = offset + len as u64;
         let mut at = offset;
         while at < end {
             let last = self.views.range(..=at).next_back();
             let Some((start, view)) = last.filter(|(start, view)| at - **start < view.len() as u64)
             else {
-                out.truncate(before);
                 self.misses.fetch_add(1, Ordering::Relaxed);
                 return false;
             };
             let from = (at - start) as usize;
             let to = view.len().min((end - start) as usize);
-            out.extend_from_slice(&view[from..to]);
+            show(view, from..to);
             at += (to - from) as u64;
         }
         self.hits.fetch_add(1, Ordering::Relaxed);
         true
+    }
+
+    /// Lets go of the oldest until at most `bytes` are held.
+    pub fn shrink(&mut self, bytes: usize) {
+        while self.bytes > bytes {
+            let Some(oldest) = self.order.pop_front() else { return };
+            self.bytes -= self.views.remove(&oldest).map_or(0, |view| view.len());
+        }
     }
 
     /// Bytes that are held.
@@ -109,6 +135,19 @@ mod tests {
         assert!(!recent.append_at(0, 1, &mut out), "the oldest was pushed out");
         assert!(recent.append_at(100, 1, &mut out) && out[102] == 2, "the first of two stays");
         assert_eq!(recent.hits_and_misses(), (3, 3));
+        let mut views = vec![];
+        assert!(recent.views_at(150, 100, &mut views));
+        assert_eq!(
+            views.iter().map(|view| (view[0], view.len())).collect::<Vec<_>>(),
+            [(2, 50), (4, 50)]
+        );
+        assert!(!recent.views_at(250, 100, &mut views) && views.len() == 2);
+        recent.shrink(150);
+        assert_eq!(recent.bytes(), 100);
+        assert!(recent.append_at(200, 100, &mut out), "the newest are left");
+        recent.shrink(0);
+        assert_eq!((recent.bytes(), recent.append_at(200, 100, &mut out)), (0, false));
+        drop(views);
         drop((recent, room));
         assert_eq!(memory.counters().in_use, 0);
     }

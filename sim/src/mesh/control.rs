@@ -32,7 +32,8 @@ pub struct Costs {
     pub tick_every: Nanos,
     /// Between two reports of a host.
     pub report_every: Nanos,
-    /// Whether control knows the rates of all hosts from the start.
+    /// Whether control knows the rates of all hosts from the start, also of those that are slow
+    /// from then on and for good.
     pub knows_rates: bool,
 }
 

@@ -25,7 +25,7 @@ use crate::network::Arrival;
 use crate::outcome::{HostEnd, Outcome};
 use crate::queue::{EventQueue, MILLISECOND, Nanos};
 use crate::scenario::Kind;
-use crate::topology::{HostId, Topology};
+use crate::topology::HostId;
 use crate::world::{Event, World};
 use control::{Control, News, Work};
 use links::{Chunk, Links};
@@ -109,7 +109,7 @@ pub fn run(
     seed: u64,
     end: Nanos,
 ) -> MeshOutcome {
-    let coordinator = coordinator(&world.topology, content, gear, costs.knows_rates, seed);
+    let coordinator = coordinator(world, content, gear, costs.knows_rates, seed);
     let targets = world.topology.targets().count();
     let hosts = (0..world.topology.hosts.len() as HostId).map(|_| Host::default()).collect();
     let mesh = Mesh {
@@ -130,17 +130,19 @@ pub fn run(
 }
 
 fn coordinator(
-    topology: &Topology,
+    world: &World<Chunk>,
     content: &Content,
     gear: Gear,
     knows_rates: bool,
     seed: u64,
 ) -> Coordinator {
+    let topology = &world.topology;
     let participant = |member: HostId| {
         let host = &topology.hosts[member as usize];
+        let share = world.lasting_share[member as usize] / f64::from(content.scale);
         let number = |group: Option<u32>| group.map_or(0, |group| group + 1);
         let place = Place { region: number(host.region) as u16, zone: 0, rack: number(host.rack) };
-        let rate = |rate: f64| knows_rates.then_some((rate / f64::from(content.scale)) as u64);
+        let rate = |rate: f64| knows_rates.then_some((rate * share) as u64);
         let rates = Rates { up_bytes_s: rate(host.up), down_bytes_s: rate(host.down) };
         Participant { member, place, rates }
     };
@@ -350,6 +352,7 @@ impl Mesh<'_> {
         state.start(self.content, host, is_source, self.seed, now_ms);
         let life = state.life;
         if !is_source {
+            self.traffic.began(host);
             self.tell(News::Joined(host));
             let interval = self.control.costs.report_every;
             // Hosts do not all report at the same moment.

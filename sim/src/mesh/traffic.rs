@@ -4,11 +4,12 @@
 //!
 //! Reports go up; plans and signed lists go down. A list names everybody whom a member's links
 //! lead to; as in the product, whoever gets a plan gets a list, and so does whoever is to be
-//! dialled because of it.
+//! dialled because of it, unless its last list names them all.
 
 use skein_filemesh::core::hints::Progress;
 use skein_filemesh::core::plan::{HostPlan, Member};
 use skein_filemesh::core::swarm::Report;
+use skein_wire::command::ORDERS_PER_SIGNATURE;
 use skein_wire::frame::PREFIX_BYTES;
 use skein_wire::ids::TransferId;
 use skein_wire::prost::Message;
@@ -45,7 +46,12 @@ pub struct Bytes {
 pub struct Traffic {
     source: Member,
     targets: usize,
-    plans: BTreeMap<Member, HostPlan>,
+    /// By member: whom its plan links it to.
+    planned: BTreeMap<Member, BTreeSet<Member>>,
+    /// Linked pairs, either way round, and how many plans link them.
+    linked: BTreeMap<(Member, Member), u32>,
+    /// By member: whom its last list names.
+    listed: BTreeMap<Member, BTreeSet<Member>>,
     /// Of one list: what goes around its peers, and what each adds.
     list_bytes: (usize, usize),
     /// The result.
@@ -60,7 +66,20 @@ impl Traffic {
     /// Nothing was said yet.
     pub fn new(source: Member, targets: usize) -> Self {
         let list_bytes = (list_bytes(0, targets), list_bytes(1, targets) - list_bytes(0, targets));
-        Self { source, targets, plans: BTreeMap::new(), list_bytes, bytes: Bytes::default() }
+        Self {
+            source,
+            targets,
+            planned: BTreeMap::new(),
+            linked: BTreeMap::new(),
+            listed: BTreeMap::new(),
+            list_bytes,
+            bytes: Bytes::default(),
+        }
+    }
+
+    /// A process begins, and knows no list.
+    pub fn began(&mut self, member: Member) {
+        self.listed.remove(&member);
     }
 
     /// A host reports; `late` are parents, `traffic` is what it sent and received so far.
@@ -82,28 +101,42 @@ impl Traffic {
         for (member, plan) in plans {
             let kind = Some(server_message::Kind::TransferPlan(plan.to_message(&ID)));
             self.bytes.plans += framed(&ServerMessage { kind });
+            let others = plan.parents.iter().flatten().chain(&plan.neighbours);
+            let others: BTreeSet<Member> = others.copied().collect();
             receivers.insert(member);
-            receivers.extend(plan.parents.iter().flatten().chain(&plan.neighbours));
-            self.plans.insert(member, plan.clone());
+            receivers.extend(&others);
+            self.link(member, others);
         }
         receivers.remove(&self.source);
-        if receivers.is_empty() {
-            return;
+        for member in receivers {
+            let pairs = self.linked.range((member, Member::MIN)..=(member, Member::MAX));
+            let mut links: BTreeSet<Member> = pairs.map(|((_, other), _)| *other).collect();
+            links.insert(self.source);
+            if self.listed.get(&member).is_some_and(|listed| links.is_subset(listed)) {
+                continue;
+            }
+            let (around, each) = self.list_bytes;
+            self.bytes.lists += (around + each * links.len()) as u64;
+            self.listed.insert(member, links);
         }
-        let mut links: BTreeMap<Member, BTreeSet<Member>> =
-            receivers.iter().map(|member| (*member, BTreeSet::from([self.source]))).collect();
-        for (member, plan) in &self.plans {
-            for other in plan.parents.iter().flatten().chain(&plan.neighbours) {
-                for (one, other) in [(member, other), (other, member)] {
-                    links.get_mut(one).into_iter().for_each(|links| {
-                        links.insert(*other);
-                    });
+    }
+
+    /// The plan of `member` links it to `others` and to nobody else.
+    fn link(&mut self, member: Member, others: BTreeSet<Member>) {
+        for other in &others {
+            for pair in [(member, *other), (*other, member)] {
+                *self.linked.entry(pair).or_default() += 1;
+            }
+        }
+        for other in self.planned.insert(member, others).into_iter().flatten() {
+            for pair in [(member, other), (other, member)] {
+                let Some(plans) = self.linked.get_mut(&pair) else { continue };
+                *plans -= 1;
+                if *plans == 0 {
+                    self.linked.remove(&pair);
                 }
             }
         }
-        let (around, each) = self.list_bytes;
-        let bytes = links.values().map(|links| (around + each * links.len()) as u64);
-        self.bytes.lists += bytes.sum::<u64>();
     }
 
     /// Bytes per host and piece: reports, plans, lists.
@@ -134,7 +167,7 @@ fn list_bytes(count: usize, targets: usize) -> usize {
         command_id: vec![1; 16].into(),
         kind: Some(command_body::Kind::TransferPeers(list)),
     };
-    let depth = targets.max(1).next_power_of_two().trailing_zeros();
+    let depth = targets.clamp(1, ORDERS_PER_SIGNATURE).next_power_of_two().trailing_zeros();
     let command = Command {
         body: body.encode_to_vec().into(),
         not_after_ms: DATE_MS,
@@ -169,10 +202,23 @@ mod tests {
         assert_eq!(traffic.bytes.lists, first);
         // A plan for 3 concerns 1 as well, which now has a third peer; 2 hears nothing.
         traffic.plans([(3, &plan(1, &[]))].into_iter());
-        assert_eq!(traffic.bytes.lists, first + (2 * around + 5 * each) as u64);
+        let second = first + (2 * around + 5 * each) as u64;
+        assert_eq!(traffic.bytes.lists, second);
+        // 2 is moved below 3: both get somebody new. The list of 1 names one too many, which is
+        // no reason for another.
+        traffic.plans([(2, &plan(3, &[]))].into_iter());
+        let third = second + (2 * around + (2 + 3) * each) as u64;
+        assert_eq!(traffic.bytes.lists, third);
+        // The same again costs the plan alone, and after a restart also its own list.
+        let plans = traffic.bytes.plans;
+        traffic.plans([(2, &plan(3, &[]))].into_iter());
+        assert_eq!((traffic.bytes.plans > plans, traffic.bytes.lists), (true, third));
+        traffic.began(2);
+        traffic.plans([(2, &plan(3, &[]))].into_iter());
+        assert_eq!(traffic.bytes.lists, third + (around + 2 * each) as u64);
         let plans = traffic.bytes.plans;
         traffic.plans(std::iter::empty());
-        assert_eq!((traffic.bytes.plans, traffic.bytes.lists > first), (plans, true));
+        assert_eq!(traffic.bytes.plans, plans);
     }
 
     #[test]

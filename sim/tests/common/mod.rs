@@ -9,6 +9,7 @@ use skein_sim::mesh::{Content, Costs, MeshOutcome, run};
 use skein_sim::outcome::HostEnd;
 use skein_sim::queue::{Nanos, SECOND};
 use skein_sim::random::Random;
+use skein_sim::report::Quantiles;
 use skein_sim::scenario::Fault;
 use skein_sim::topology::{HostId, Topology};
 use skein_sim::world::World;
@@ -20,6 +21,8 @@ pub struct Run {
     pub topology: Topology,
     pub run: MeshOutcome,
     pub bound: Nanos,
+    pub discrete_bound: Nanos,
+    pub is_hurt: Vec<bool>,
     pub source_copies: f64,
     pub border_copies: Option<f64>,
 }
@@ -37,6 +40,14 @@ impl Run {
         let named = hosts.filter(|host| which(&self.topology.hosts[*host as usize].name));
         let times = named.filter_map(|host| self.run.outcome.finished_at(host));
         times.max().unwrap_or_default() as f64 / self.bound as f64
+    }
+
+    /// When 99 % of the hosts that no fault concerned had the file, over the bound.
+    pub fn p99_untouched(&self) -> f64 {
+        let untouched = self.topology.targets().filter(|host| !self.is_hurt[*host as usize]);
+        let times = untouched.filter_map(|host| self.run.outcome.finished_at(host)).collect();
+        let p99_s = Quantiles::of(times).map_or(f64::INFINITY, |quantiles| quantiles.p99_s);
+        p99_s * SECOND as f64 / self.bound as f64
     }
 
     pub fn having(&self, end: HostEnd) -> Vec<&str> {
@@ -59,9 +70,22 @@ pub fn fleet(hosts: u32, rate: &str) -> String {
 }
 
 pub fn simulate(fleet: &str, size: u64, piece: u32, scale: u32, faults: &[&str], seed: u64) -> Run {
+    simulate_with(Costs::default(), fleet, (size, piece, scale), faults, seed)
+}
+
+/// The same where control's work costs something else; the file is its size, that of its pieces,
+/// and what one byte stands for.
+pub fn simulate_with(
+    costs: Costs,
+    fleet: &str,
+    (size, piece, scale): (u64, u32, u32),
+    faults: &[&str],
+    seed: u64,
+) -> Run {
     let topology = Topology::new(&Inventory::parse(fleet).unwrap()).unwrap();
     let targets: Vec<_> = topology.targets().collect();
-    let bound = bound(&topology, &targets, size, piece).fluid;
+    let limit = bound(&topology, &targets, size, piece);
+    let (bound, discrete_bound) = (limit.fluid, limit.discrete);
     let mut random = Random::new(seed);
     let plan = |line: &&str| {
         let fault: Fault = line.parse().unwrap();
@@ -70,7 +94,7 @@ pub fn simulate(fleet: &str, size: u64, piece: u32, scale: u32, faults: &[&str],
     let faults = faults.iter().map(plan).collect();
     let content = Content::new(size, piece, scale, seed).unwrap();
     let mut world = World::new(topology.clone(), faults, 0, SECOND, seed);
-    let run = run(&mut world, &content, Gear::Planned, Costs::default(), seed, 600 * SECOND);
+    let run = run(&mut world, &content, Gear::Planned, costs, seed, 600 * SECOND);
     assert_eq!(run.false_writes, 0, "seed {seed}: a host wrote what is not the file");
     let copies = |link: u32| world.network.carried(link) as f64 / size as f64;
     let border = (!topology.regions.is_empty()).then(|| world.wiring.region(0)[1]).flatten();
@@ -80,5 +104,7 @@ pub fn simulate(fleet: &str, size: u64, piece: u32, scale: u32, faults: &[&str],
         topology,
         run,
         bound,
+        discrete_bound,
+        is_hurt: world.is_hurt,
     }
 }

@@ -1,9 +1,10 @@
 //! One transfer among peers: drives a [`Swarm`] with connections on one side and files on the other.
 //!
 //! ```text
-//!   peer ══ [line] ── Heard(buffer) ──► swarm.receive ── Write ──► Arriving ── finish ──► Whole
-//!             ▲                                                        │                       │
-//!             └── output buffer ◄── swarm.next ◄── Data, Leaves ───────┴───────────────────────┘
+//!   peer ══ [line] ── Heard(slab) ──► swarm.receive ── Write ──► Arriving ── finish ──► Whole
+//!             ▲                                           │           │                    │
+//!             │                                      newest blocks    │                    │
+//!             └───── output ◄── swarm.next ◄── Data ──────┴───────────┴────────────────────┘
 //! ```
 //! The list of members and the plan come through the [`Endpoint`]; what was gained goes back to
 //! control as reports. A swarm that has everything goes on serving until the transfer is cancelled
@@ -12,6 +13,7 @@
 mod content;
 mod leaves;
 mod line;
+mod output;
 mod report;
 
 use std::collections::BTreeMap;
@@ -24,6 +26,7 @@ use skein_filemesh::core::peer_wire::{Handshake, info_hash, peer_id};
 use skein_filemesh::core::plan::{HostPlan, Member};
 use skein_filemesh::core::seeder::ROOM_MIN;
 use skein_filemesh::core::swarm::{Action, Config, Dial, Pull, Start, Swarm};
+use skein_filemesh::engine::Taken;
 use skein_observe::names;
 use skein_wire::ids::TransferId;
 use tokio::sync::{mpsc, watch};
@@ -45,6 +48,8 @@ const STUCK_MS: u64 = 900_000;
 /// What was proved waits in memory for its neighbours at most for about this long: kill -9 would take
 /// it, and it would be fetched again. A fast link fills a write sooner.
 const WAITING_MS: u64 = 50;
+/// Between two looks of others at the progress of a transfer that goes on.
+const NOTE_MS: u64 = 50;
 /// A list that does not come ends the transfer after this.
 const LIST_MS: u64 = 120_000;
 
@@ -81,6 +86,25 @@ pub(super) struct Run<'a> {
     verified_bytes: u64,
     refused_blocks: u64,
     is_fetched: bool,
+    noted_ms: u64,
+    counts: Counts,
+}
+
+/// Looked up once: that costs more than counting.
+struct Counts {
+    received: metrics::Counter,
+    sent: metrics::Counter,
+    refused: metrics::Counter,
+}
+
+impl Counts {
+    fn new() -> Self {
+        Self {
+            received: metrics::counter!(names::AGENT_FILE_RECEIVED_BYTES),
+            sent: metrics::counter!(names::AGENT_FILE_SENT_BYTES),
+            refused: metrics::counter!(names::AGENT_FILE_REFUSED_BLOCKS),
+        }
+    }
 }
 
 impl<'a> Run<'a> {
@@ -126,7 +150,7 @@ impl<'a> Run<'a> {
             lists: endpoint.peers(),
             plans: endpoint.plans(),
             endpoint,
-            content: Content::Partial(Box::new(file)),
+            content: Content::new(file, &shared.memory),
             leaves,
             lines: BTreeMap::new(),
             next_key: 0,
@@ -140,6 +164,8 @@ impl<'a> Run<'a> {
             verified_bytes: 0,
             refused_blocks: 0,
             is_fetched: false,
+            noted_ms: 0,
+            counts: Counts::new(),
         };
         let fetched = tokio::select! {
             fetched = run.until_fetched() => fetched,
@@ -149,8 +175,8 @@ impl<'a> Run<'a> {
             Ok(()) => run.finish().await.map(|()| run),
             Err(end) => {
                 run.lines.clear();
-                if let Content::Partial(file) = run.content {
-                    fetch::give_up(shared, &id, *file, &end).await;
+                if let Some(file) = run.content.into_arriving() {
+                    fetch::give_up(shared, &id, file, &end).await;
                 }
                 Err(end)
             }
@@ -162,7 +188,7 @@ impl<'a> Run<'a> {
         self.swarm.set_plan(plan, clock::now_ms(), &mut self.actions);
         self.swarm.tick(clock::now_ms(), &mut self.actions);
         self.reports.begin();
-        self.settle(&[])?;
+        self.settle()?;
         while !self.is_fetched {
             self.step().await?;
             if clock::now_ms() >= self.progress_ms + STUCK_MS {
@@ -193,12 +219,8 @@ impl<'a> Run<'a> {
 
     /// Puts the file in its place; peers are served meanwhile.
     async fn finish(&mut self) -> Result<(), FetchEnd> {
-        let Content::Partial(arriving) = &mut self.content else { return Ok(()) };
-        let whole = Content::Whole(arriving.reader()?);
-        let Content::Partial(arriving) = std::mem::replace(&mut self.content, whole) else {
-            return Ok(());
-        };
-        let finishing = self.shared.finish(*arriving);
+        let Some(arriving) = self.content.complete()? else { return Ok(()) };
+        let finishing = self.shared.finish(arriving);
         tokio::pin!(finishing);
         loop {
             tokio::select! {
@@ -214,7 +236,9 @@ impl<'a> Run<'a> {
     async fn step(&mut self) -> Result<(), FetchEnd> {
         let now_ms = clock::now_ms();
         let swarm_ms = self.swarm.deadline_ms().unwrap_or(u64::MAX);
-        let until_ms = swarm_ms.min(self.reports.deadline_ms()).clamp(now_ms + 1, now_ms + 60_000);
+        let tidy_ms = self.content.tidy(now_ms).unwrap_or(u64::MAX);
+        let until_ms = swarm_ms.min(self.reports.deadline_ms()).min(tidy_ms);
+        let until_ms = until_ms.clamp(now_ms + 1, now_ms + 60_000);
         let pause = Duration::from_millis(until_ms - now_ms);
         tokio::select! {
             Some(letter) = self.inbox.recv() => self.take(letter)?,
@@ -234,22 +258,25 @@ impl<'a> Run<'a> {
                 self.swarm.tick(clock::now_ms(), &mut self.actions);
             }
         }
-        self.settle(&[])
+        self.settle()
     }
 
     fn take(&mut self, letter: Letter) -> Result<(), FetchEnd> {
         match letter {
-            Letter::Heard(key, mut buffer) => {
-                let used = self.swarm.receive(key, &buffer, clock::now_ms(), &mut self.actions);
-                self.act(&buffer)?;
+            Letter::Heard(key, mut input) => {
+                let now_ms = clock::now_ms();
+                let used = self.swarm.receive(key, input.bytes(), now_ms, &mut self.actions);
+                let taken = input.take(used);
+                self.act(&taken)?;
                 if let Some(line) = self.lines.get_mut(&key) {
-                    buffer.drain(..used);
-                    line.read_on(buffer);
+                    let (arriving, may_come) = self.swarm.arriving(key);
+                    input.expect_data(may_come);
+                    line.read_on(input, arriving);
                 }
             }
-            Letter::Sent(key, buffer) => {
+            Letter::Sent(key, output) => {
                 if let Some(line) = self.lines.get_mut(&key) {
-                    line.sent(buffer);
+                    line.sent(output);
                     self.pump(key);
                 }
             }
@@ -274,13 +301,15 @@ impl<'a> Run<'a> {
         let member = stream.member();
         let opened = stream.direction() == Direction::Outgoing;
         let dial = Dial::Shaken { opened, theirs: *stream.theirs() };
-        self.lines.insert(key, Line::start(key, stream, self.post.clone()));
+        let line = Line::start(key, stream, &self.shared.memory, self.post.clone());
+        self.lines.insert(key, line);
         self.swarm.connected(key, member, dial, clock::now_ms(), &mut self.actions);
     }
 
-    /// Does what is asked for until nothing is; `input` is the buffer that writes refer to.
-    fn settle(&mut self, input: &[u8]) -> Result<(), FetchEnd> {
-        self.act(input)?;
+    /// Does what is asked for until nothing is.
+    fn settle(&mut self) -> Result<(), FetchEnd> {
+        let nothing = Taken::default();
+        self.act(&nothing)?;
         let mut data = Vec::new();
         while let Some(range) = self.swarm.next_check() {
             data.clear();
@@ -288,7 +317,7 @@ impl<'a> Run<'a> {
                 self.content.append_at(range.start, (range.end - range.start) as usize, &mut data);
             let read = read.ok().map(|()| data.as_slice());
             self.swarm.checked(read, clock::now_ms(), &mut self.actions);
-            self.act(&[])?;
+            self.act(&nothing)?;
         }
         for key in self.swarm.take_ready() {
             self.pump(key);
@@ -303,15 +332,17 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    fn act(&mut self, input: &[u8]) -> Result<(), FetchEnd> {
+    /// Does what the swarm asks for; `taken` is what writes refer to.
+    fn act(&mut self, taken: &Taken) -> Result<(), FetchEnd> {
         while !self.actions.is_empty() {
             for action in std::mem::take(&mut self.actions) {
                 match action {
                     Action::Write { offset, data } => {
                         let length = data.len() as u64;
-                        self.content.write_at(offset, &input[data])?;
-                        metrics::counter!(names::AGENT_FILE_RECEIVED_BYTES).increment(length);
-                        self.swarm.written(length, clock::now_ms(), &mut self.actions);
+                        let now_ms = clock::now_ms();
+                        self.content.write(taken, offset, data, now_ms)?;
+                        self.counts.received.increment(length);
+                        self.swarm.written(length, now_ms, &mut self.actions);
                     }
                     Action::Leaves { piece, leaves } => {
                         // Whoever asks for leaves that cannot be read asks another.
@@ -349,21 +380,24 @@ impl<'a> Run<'a> {
     fn pump(&mut self, key: PeerKey) {
         let Some(mut out) = self.lines.get_mut(&key).and_then(Line::take_idle) else { return };
         let now_ms = clock::now_ms();
-        let mut failed = false;
+        let (mut failed, mut views) = (false, Vec::new());
         while !failed && out.len() + ROOM_MIN <= OUT_BYTES {
-            match self.swarm.next(key, OUT_BYTES - out.len(), &mut out, now_ms) {
+            match self.swarm.next(key, OUT_BYTES - out.len(), &mut out.bytes, now_ms) {
                 None => break,
                 Some(Pull::Data { offset, len }) => {
-                    let read = self.content.append_at(offset, len as usize, &mut out);
-                    metrics::counter!(names::AGENT_FILE_SENT_BYTES).increment(len.into());
-                    if let Err(error) = read {
+                    self.counts.sent.increment(len.into());
+                    if self.content.views_at(offset, len as usize, &mut views) {
+                        views.drain(..).for_each(|view| out.push(view));
+                    } else if let Err(error) =
+                        self.content.append_at(offset, len as usize, &mut out.bytes)
+                    {
                         tracing::warn!(transfer = %self.id, %error, "a piece cannot be served");
                         failed = true;
                     }
                 }
                 Some(Pull::Leaves { first, count }) => {
                     let leaves = self.leaves.read(first, count).ok();
-                    self.swarm.leaves(key, leaves.as_deref(), &mut out, now_ms);
+                    self.swarm.leaves(key, leaves.as_deref(), &mut out.bytes, now_ms);
                 }
             }
         }
@@ -385,8 +419,10 @@ impl<'a> Run<'a> {
             }
             let refused = progress.refused_blocks.saturating_sub(self.refused_blocks);
             self.refused_blocks += refused;
-            metrics::counter!(names::AGENT_FILE_REFUSED_BLOCKS).increment(refused);
-            if matches!(self.content, Content::Partial(_))
+            self.counts.refused.increment(refused);
+            let is_due = self.is_fetched || now_ms >= self.noted_ms + NOTE_MS;
+            if is_due
+                && self.content.is_arriving()
                 && let Some(mut update) = self.shared.board.get(&self.id)
             {
                 update.verified_bytes = progress.written_bytes;
@@ -399,6 +435,7 @@ impl<'a> Run<'a> {
                 }
                 self.shared.board.set(self.id, update);
                 self.shared.changed.notify_one();
+                self.noted_ms = now_ms;
             }
         }
         if now_ms >= self.reports.deadline_ms() {

@@ -36,6 +36,27 @@ impl Default for NeighbourSettings {
     }
 }
 
+/// Members from which on the links by chance are fewer: beyond, the signed lists that name each
+/// link's other end are most of what control sends. With the ring's two about ten are left, more
+/// than the logarithm of any fleet.
+const MANY: u32 = 100;
+
+impl NeighbourSettings {
+    /// For so many members.
+    fn among(self, members: u32) -> Self {
+        let links_max = self.links_max.min(LINKS_MAX);
+        if members < MANY {
+            return Self { links_max, ..self };
+        }
+        Self {
+            rack_links: self.rack_links.min(1),
+            region_links: self.region_links.min(2),
+            links_max: links_max.min(10),
+            ..self
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Neighbours {
     settings: NeighbourSettings,
@@ -47,8 +68,7 @@ pub(super) struct Neighbours {
 impl Neighbours {
     pub(super) fn new(settings: NeighbourSettings, members: u32, sources: BTreeSet<u32>) -> Self {
         let links = vec![vec![]; members as usize];
-        let links_max = settings.links_max.min(LINKS_MAX);
-        let settings = NeighbourSettings { links_max, ..settings };
+        let settings = settings.among(members);
         Self { settings, ring: Positions::new(members), links, sources }
     }
 

@@ -381,7 +381,10 @@ impl Swarm {
             let enough_ms = peer.window.hold_ms() + patience_ms;
             (peer.remaining_ms(now_ms).saturating_sub(enough_ms), *other)
         });
-        let Some((_, slow)) = slowest.max().filter(|(excess_ms, _)| *excess_ms > 0) else { return };
+        let Some((excess_ms, slow)) = slowest.max() else { return };
+        if excess_ms <= self.first_end_ms(slow, now_ms) {
+            return;
+        }
         let Some(download) = &self.content.download else { return };
         let mut ranges = self.peers[&slow].cancellable(|range| {
             helper.link.have().has(range.piece)
@@ -407,6 +410,15 @@ impl Swarm {
             self.doubled.push(Doubled { range, peers: [slow, key] });
         }
         self.ready.insert(key);
+    }
+
+    /// How long the first of the parents beside `slow` still needs: where all need as long, none is
+    /// slow, and whoever helped one would only keep another from sending.
+    fn first_end_ms(&self, slow: PeerKey, now_ms: u64) -> u64 {
+        let parents = self.peers.iter().filter(|(key, peer)| {
+            **key != slow && self.schedule.plan().parents.contains(&Some(peer.member))
+        });
+        parents.map(|(_, peer)| peer.remaining_ms(now_ms)).min().unwrap_or(0)
     }
 
     /// Takes back what was asked for twice and is here.

@@ -221,6 +221,14 @@ impl Swarm {
         self.peers.iter().map(|(key, peer)| (*key, peer.member))
     }
 
+    /// Bytes of a peer's stream, from the first that [`Swarm::receive`] did not use up, that are data,
+    /// so that they can be received where they stay; 0: a message comes next. The second answer is
+    /// whether data may come behind it.
+    pub fn arriving(&self, key: PeerKey) -> (u32, bool) {
+        let link = self.peers.get(&key).map(|peer| &peer.link);
+        link.map_or((0, false), |link| (link.arriving_bytes(), link.in_flight() > 0))
+    }
+
     /// Confirms that `len` bytes of [`Action::Write`]s are written.
     pub fn written(&mut self, len: u64, now_ms: u64, actions: &mut Vec<Action>) {
         if let Some(download) = &mut self.content.download {

@@ -7,12 +7,16 @@ use crate::core::geometry::FILE_BYTES_MAX;
 use crate::core::manifest::{MODE_TRAVELS, Manifest};
 use crate::core::merkle::TreeBuilder;
 use crate::core::name::check_file_name;
-use crate::engine::FileStamp;
 use crate::engine::error::{Context, FileError};
+use crate::engine::{FileStamp, sys};
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+
+/// After so many bytes the disk is sent what came, so that the last flush has little left to wait for:
+/// what it would wait is time in which nothing is pushed.
+const FLUSH_BYTES: u64 = 8 * 1024 * 1024;
 
 /// A file that is being stored under `PATH.part`. Dropping it before [`StoreFile::finish`] removes
 /// what was written.
@@ -25,6 +29,8 @@ pub struct StoreFile {
     builder: TreeBuilder,
     leaves: LeafFileWriter,
     size_bytes: u64,
+    /// Bytes that are on their way to the disk.
+    flushed_bytes: u64,
     cleanup: Cleanup,
 }
 
@@ -39,7 +45,8 @@ impl StoreFile {
         let file = options.write(true).create_new(true).mode(0o600).open(&part);
         let file = file.on("create", &part)?;
         let cleanup = Cleanup(Some(part.clone()));
-        Ok(Self { file, part, path: path.to_path_buf(), builder, leaves, size_bytes: 0, cleanup })
+        let (path, size_bytes, flushed_bytes) = (path.to_path_buf(), 0, 0);
+        Ok(Self { file, part, path, builder, leaves, size_bytes, flushed_bytes, cleanup })
     }
 
     /// Writes and hashes the next `bytes`.
@@ -50,6 +57,12 @@ impl StoreFile {
             return Err(source).on("write", &self.part);
         }
         self.file.write_all(bytes).on("write", &self.part)?;
+        let waiting = self.size_bytes - self.flushed_bytes;
+        if waiting >= FLUSH_BYTES {
+            // Only sooner: what goes wrong is said by the last flush, which waits for all of it.
+            let _ = sys::start_flush(&self.file, self.flushed_bytes, waiting);
+            self.flushed_bytes = self.size_bytes;
+        }
         let (leaves, mut failed) = (&mut self.leaves, None);
         self.builder.update(bytes, |leaf| failed = failed.take().or(leaves.push(leaf).err()));
         failed.map_or(Ok(()), Err)
