@@ -77,9 +77,9 @@ fn a_killed_receiver_goes_on_where_it_was() {
         let blocks = sent.manifest.geometry.block_count();
         let mut stage = world.stage("t", &sent, Existing::Refuse).unwrap();
         let refetched = sent.repair(&mut stage);
-        // What waited in memory: 128 KiB of one open file.
+        // What waited in memory: 128 KiB of one open file, and 384 KiB of small ones.
         let lost = refetched.saturating_sub(blocks - confirmed);
-        assert!(lost <= 9, "{lost} of {confirmed} blocks were lost");
+        assert!(lost <= 9 + 25, "{lost} of {confirmed} blocks were lost");
         stage.finish().unwrap();
         world.assert_same("t", &sent);
         assert_eq!(world.names_in("target"), ["t"]);

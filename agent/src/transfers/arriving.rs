@@ -13,7 +13,7 @@ use skein_filemesh::engine::tree::{
     CONTENT, Existing, Ownership, TreeOptions, TreeReader, TreeStage,
 };
 use skein_filemesh::engine::{
-    Attributes, BlockMemory, FileError, Owner, PartialFile, Taken, TargetDir,
+    Attributes, BlockMemory, FileError, Owner, PartialFile, Taken, TargetDir, place_whole,
 };
 use skein_wire::ids::TransferId;
 use skein_wire::signal::v1::JoinTransfer;
@@ -55,23 +55,12 @@ impl Arriving {
         join: &JoinTransfer,
         manifest: &Manifest,
     ) -> Result<Self, FetchEnd> {
-        if join.mode & !MODE_MASK != 0 {
-            let mode = join.mode;
-            return Err(FetchEnd::Failed(format!(
-                "mode {mode:o} has bits that are no permissions"
-            )));
-        }
-        let owner = Owner::parse(&join.owner)?;
+        let owner = owner(join)?;
         let (dir, folder) = target(settings, join)?;
         if !is_tree(join) {
             let name = file_name(&join.file_name)?;
             let file = PartialFile::open(dir, name.as_bytes(), id, manifest, &settings.dir)?;
-            let attributes = Attributes {
-                mode: if join.mode == 0 { manifest.mode } else { join.mode },
-                owner,
-                mtime_ms: (manifest.mtime_ms != 0).then_some(manifest.mtime_ms),
-            };
-            return Ok(Self::File(Box::new(file), attributes));
+            return Ok(Self::File(Box::new(file), attributes(join, manifest, owner)));
         }
         let ownership = match (join.owner.is_empty(), join.owners_by_name) {
             (false, _) => Ownership::All(owner),
@@ -93,6 +82,28 @@ impl Arriving {
             return Err(refused);
         }
         Ok(Self::Tree(Box::new(tree)))
+    }
+
+    /// Puts `content`, which is proved and all there is, in its place at once.
+    pub fn place(
+        settings: &Settings,
+        id: &TransferId,
+        join: &JoinTransfer,
+        manifest: &Manifest,
+        content: &[u8],
+    ) -> Result<(), FetchEnd> {
+        if is_tree(join) {
+            let mut tree = Self::open(settings, id, join, manifest)?;
+            if !content.is_empty() {
+                tree.write_at(0, content)?;
+            }
+            return tree.finish();
+        }
+        let owner = owner(join)?;
+        let (dir, _) = target(settings, join)?;
+        let name = file_name(&join.file_name)?.as_bytes();
+        let attributes = attributes(join, manifest, owner);
+        Ok(place_whole(&dir, name, id, &settings.dir, content, &attributes)?)
     }
 
     /// Removes what an earlier worker left of a transfer that will not be continued.
@@ -271,6 +282,24 @@ fn target(settings: &Settings, join: &JoinTransfer) -> Result<(TargetDir, PathBu
         None => rules.check(Access::Write, &folder)?,
     }
     Ok((dir, folder))
+}
+
+/// Whom an order gives its content to. Refuses modes that are none.
+fn owner(join: &JoinTransfer) -> Result<Owner, FetchEnd> {
+    if join.mode & !MODE_MASK != 0 {
+        let mode = join.mode;
+        return Err(FetchEnd::Failed(format!("mode {mode:o} has bits that are no permissions")));
+    }
+    Ok(Owner::parse(&join.owner)?)
+}
+
+/// What a file gets.
+fn attributes(join: &JoinTransfer, manifest: &Manifest, owner: Owner) -> Attributes {
+    Attributes {
+        mode: if join.mode == 0 { manifest.mode } else { join.mode },
+        owner,
+        mtime_ms: (manifest.mtime_ms != 0).then_some(manifest.mtime_ms),
+    }
 }
 
 /// Whether an order's content is a tree.

@@ -35,12 +35,7 @@ pub(super) async fn run(
         let manifest = Manifest::from_info(&info).map_err(|e| FetchEnd::Failed(e.to_string()))?;
         let content = join.content.clone().unwrap_or_default();
         prove(&content, &manifest)?;
-        let placed = Arriving::open(&settings, &id, &join, &manifest).and_then(|mut file| {
-            if !content.is_empty() {
-                file.write_at(0, &content)?;
-            }
-            file.finish()
-        });
+        let placed = Arriving::place(&settings, &id, &join, &manifest, &content);
         if placed.is_err() {
             // A folder that is not there, or not for us, has nothing of ours.
             let _ = Arriving::discard(&settings, &id, &join);

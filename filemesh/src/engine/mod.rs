@@ -28,7 +28,7 @@ pub use memory::{BlockMemory, MemoryCounters, View};
 pub use owner::Owner;
 pub use portable::{
     Attributes, DescribedFile, HashedFile, Hashes, LeafFile, LeafFileWriter, PartialFile, SeedFile,
-    StoreFile, Until, Verification, describe_file, hash_file, verify_file,
+    StoreFile, Until, Verification, describe_file, hash_file, place_whole, verify_file,
 };
 pub use queue::{EngineKind, QueueFile, WriteQueue};
 pub use recent::RecentBlocks;

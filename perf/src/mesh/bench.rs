@@ -130,7 +130,9 @@ impl Bench {
             fleet = None;
         }
         self.fleet = fleet;
-        if !self.keep {
+        // Directories stay until the lab ends: for minutes after 20,000 files were removed, ext4 walks
+        // past all their inodes for each one that it makes, and the next run would measure that.
+        if !self.keep && cell.files.is_none() {
             job.remove_folders();
         }
         ran
@@ -142,7 +144,8 @@ impl Bench {
         std::fs::create_dir_all(&folder)?;
         match cell.files {
             Some(files) => {
-                let tree = folder.join("tree");
+                // Each has its own, so that none has to be removed.
+                let tree = folder.join(self.runs.to_string()).join("tree");
                 write_tree(&tree, files, cell.bytes, self.runs as u64)?;
                 Ok(tree)
             }

@@ -9,6 +9,7 @@ mod source;
 pub(super) mod staged;
 pub(super) mod state_file;
 mod store_file;
+mod whole;
 pub(super) mod write_behind;
 
 pub use describe::{DescribedFile, Hashes, Until, Verification, describe_file, verify_file};
@@ -17,3 +18,4 @@ pub use leaf_file::{LeafFile, LeafFileWriter};
 pub use partial::{Attributes, PartialFile};
 pub use seed_file::SeedFile;
 pub use store_file::StoreFile;
+pub use whole::place_whole;

@@ -200,25 +200,10 @@ impl PartialFile {
             return Err(FileError::Incomplete { path: self.file.path().to_path_buf(), block });
         }
         self.file.settle()?;
-        let (file, path) = (self.file.file(), self.file.path());
-        let Owner { uid, gid } = attributes.owner;
-        // The owner first: changing it clears the set-id bits of a mode.
-        if uid.is_some() || gid.is_some() {
-            sys::change_owner(file, uid, gid).on("change the owner of", path)?;
-        }
-        let mode = Permissions::from_mode(attributes.mode);
-        file.set_permissions(mode).on("change the mode of", path)?;
-        if let Some(mtime_ms) = attributes.mtime_ms {
-            sys::set_mtime(file, mtime_ms).on("change the time of", path)?;
-        }
-        file.sync_all().on("flush", path)?;
-        // Again, for the time that it took: a rename would replace a pipe or a device.
-        self.dir.check_replaceable(&self.name)?;
-        let dir = self.dir.as_fd();
-        sys::rename_at(dir, &self.temporary, &self.name).on("rename into place", path)?;
-        self.dir.sync()?;
+        let file = self.file.file();
+        take_place(&self.dir, file, &self.temporary, &self.name, attributes)?;
         self.state.remove()?;
-        Ok(FileStamp::of(&file.metadata().on("look at", path)?))
+        Ok(FileStamp::of(&file.metadata().on("look at", self.file.path())?))
     }
 
     /// Removes what an earlier run left of `transfer` in `dir` and `state_dir`, if anything. A file
@@ -246,7 +231,33 @@ impl PartialFile {
     }
 }
 
-fn remove_temporary(dir: &TargetDir, temporary: &[u8]) -> Result<(), FileError> {
+/// Gives a complete temporary file its attributes, makes it durable and renames it to `name`.
+pub(super) fn take_place(
+    dir: &TargetDir,
+    file: &File,
+    temporary: &[u8],
+    name: &[u8],
+    attributes: &Attributes,
+) -> Result<(), FileError> {
+    let path = dir.entry(temporary);
+    let Owner { uid, gid } = attributes.owner;
+    // The owner first: changing it clears the set-id bits of a mode.
+    if uid.is_some() || gid.is_some() {
+        sys::change_owner(file, uid, gid).on("change the owner of", &path)?;
+    }
+    let mode = Permissions::from_mode(attributes.mode);
+    file.set_permissions(mode).on("change the mode of", &path)?;
+    if let Some(mtime_ms) = attributes.mtime_ms {
+        sys::set_mtime(file, mtime_ms).on("change the time of", &path)?;
+    }
+    file.sync_all().on("flush", &path)?;
+    // Again, for the time that it took: a rename would replace a pipe or a device.
+    dir.check_replaceable(name)?;
+    sys::rename_at(dir.as_fd(), temporary, name).on("rename into place", &path)?;
+    dir.sync()
+}
+
+pub(super) fn remove_temporary(dir: &TargetDir, temporary: &[u8]) -> Result<(), FileError> {
     absent(sys::unlink_at(dir.as_fd(), temporary)).on("remove", &dir.entry(temporary))
 }
 
@@ -273,12 +284,16 @@ fn prepare(
     StateFile::open(state_dir, &StateOf { transfer, geometry, root, stamp: &stamp })
 }
 
-fn temporary_name(transfer: &TransferId) -> Vec<u8> {
+pub(super) fn temporary_name(transfer: &TransferId) -> Vec<u8> {
     format!(".skein-{transfer}.part").into_bytes()
 }
 
 /// Opens or makes the temporary file; true if it was made.
-fn open_temporary(dir: &TargetDir, name: &[u8], path: &Path) -> Result<(File, bool), FileError> {
+pub(super) fn open_temporary(
+    dir: &TargetDir,
+    name: &[u8],
+    path: &Path,
+) -> Result<(File, bool), FileError> {
     let foreign = |why| FileError::Foreign { path: path.to_path_buf(), why };
     // Not blocking, should somebody have put a FIFO there.
     let flags = libc::O_RDWR | libc::O_NOFOLLOW | libc::O_NONBLOCK;

@@ -7,6 +7,8 @@
 //!
 //! Both sides work below one open directory, component by component without following links.
 
+mod ahead;
+mod beside;
 mod dirs;
 mod filter;
 mod hash;
@@ -16,6 +18,7 @@ mod pick;
 mod place;
 mod remove;
 mod scan;
+mod small;
 mod source;
 mod stage;
 mod sys;

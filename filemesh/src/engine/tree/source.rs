@@ -179,7 +179,12 @@ impl TreeReader {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                 return Err(self.changed(entry));
             }
-            Err(error) => return Err(error).on("read", &self.source.path_of(entry)),
+            // What is something else now than a file cannot be read either.
+            Err(error) => {
+                self.check(entry, &file)?;
+                return Err(error).on("read", &self.source.path_of(entry));
+            }
+            // Not before it was read too: what counts is what it is when its bytes are here.
             Ok(()) => self.check(entry, &file)?,
         }
         let last = self.source.layout.spans_of(entry).last();
@@ -192,12 +197,10 @@ impl TreeReader {
     fn open_file(&mut self, entry: u32) -> Result<File, FileError> {
         let source = self.source.clone();
         // What is not there any more, or is a link now, changed.
-        let file = self.open_found(&source, entry).map_err(|error| match error.raw_os_error() {
+        self.open_found(&source, entry).map_err(|error| match error.raw_os_error() {
             Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP) => self.changed(entry),
             _ => FileError::Io { action: "open", path: source.path_of(entry), source: error },
-        })?;
-        self.check(entry, &file)?;
-        Ok(file)
+        })
     }
 
     fn open_found(&mut self, source: &TreeSource, entry: u32) -> io::Result<File> {

@@ -13,6 +13,7 @@
 //! there directly. Which blocks an earlier run wrote is in the state file of all partial files, and
 //! is a claim here as there: who resumes proves them by [`TreeStage::append_at`] first.
 
+use super::ahead::FlushAhead;
 use super::remove::remove_tree;
 use super::scan::Skipped;
 use super::source::{TreeReader, TreeSource, append_parts, zeros};
@@ -87,6 +88,8 @@ pub struct TreeOptions {
 /// A tree that is being received. Dropping it keeps it for a later run.
 #[derive(Debug)]
 pub struct TreeStage {
+    /// Since the listing is known. The first field: what it has under way ends before the lock.
+    pub(super) writer: Option<TreeWriter>,
     pub(super) dir: TargetDir,
     pub(super) name: Vec<u8>,
     /// Name of the staged directory.
@@ -100,8 +103,7 @@ pub struct TreeStage {
     /// Blocks written by this run, and those that an earlier one claims.
     written: Bitfield,
     pub(super) options: TreeOptions,
-    /// Since the listing is known.
-    pub(super) writer: Option<TreeWriter>,
+    ahead: FlushAhead,
 }
 
 impl TreeStage {
@@ -147,6 +149,7 @@ impl TreeStage {
             written,
             options,
             writer: None,
+            ahead: FlushAhead::default(),
         };
         match stage.learn_listing() {
             Err(error) if stage.is_new => {
@@ -217,6 +220,9 @@ impl TreeStage {
         let path = self.stream.path();
         let blocks = self.state.claim_bytes(&self.geometry, offset, data.len(), path)?;
         self.written.set_range(blocks);
+        if self.options.flush == Flush::First {
+            self.ahead.written(self.staged.as_fd(), data.len() as u64);
+        }
         match &mut self.writer {
             Some(writer) => {
                 let listing_bytes = writer.layout.listing_bytes();
@@ -331,6 +337,7 @@ impl TreeStage {
                 at += len;
             }
         }
+        writer.wait()?;
         self.stream.file().set_len(listing_bytes).on("cut", self.stream.path())
     }
 
@@ -419,7 +426,9 @@ impl TreeStage {
     }
 
     /// Removes the staged tree and its state.
-    pub fn abandon(self) -> Result<(), FileError> {
+    pub fn abandon(mut self) -> Result<(), FileError> {
+        // Nothing may be made below what is being removed.
+        self.writer = None;
         let name = &self.staged_name;
         remove_tree(self.dir.as_fd(), name).on("remove", &self.dir.entry(name))?;
         self.state.remove()

@@ -1,10 +1,12 @@
 //! Writes the bytes of a tree's stream into its files, in whatever order they come.
 //!
-//! A file whose bytes are all in one write is opened, written, given its attributes and closed at
-//! once: five system calls, and nothing is remembered of it but a bit. Other files stay open while
-//! they are being written, a few at a time.
+//! A file whose bytes are all in one write is made, written, given its attributes and closed at
+//! once, in larger trees by a thread beside: five system calls, and nothing is remembered of it but
+//! a bit. Other files stay open while they are being written, a few at a time.
 
+use super::beside::{self, Beside, Failure};
 use super::dirs::Dirs;
+use super::small::{Settled, SmallFile, open_staged, unlock};
 use super::stage::TreeOptions;
 use super::sys as tree_sys;
 use crate::core::bitfield::Bitfield;
@@ -22,8 +24,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// Files that stay open. Each may hold up to 1 MiB that waits to be written.
@@ -41,6 +42,8 @@ pub(super) struct TreeWriter {
     owners: Vec<Owner>,
     /// Most recently used first.
     open: VecDeque<Open>,
+    /// Writes small files, where there are many.
+    beside: Option<Beside>,
     /// Entries that are complete and have their attributes.
     settled: Bitfield,
     /// Of all files.
@@ -68,7 +71,10 @@ impl TreeWriter {
         let settled = Bitfield::new(listing.len());
         let (dirs, layout) = (Dirs::new(root), Arc::new(layout));
         let (open, mode, own_times) = (VecDeque::new(), options.mode, options.own_times);
-        Self { listing, layout, dirs, path, owners, open, settled, mode, own_times }
+        // Without a thread everything is written by whoever receives it.
+        let is_large = listing.len() >= beside::ENTRIES_MIN;
+        let beside = is_large.then(|| Beside::start(listing.len()).ok()).flatten();
+        Self { listing, layout, dirs, path, owners, open, beside, settled, mode, own_times }
     }
 
     /// The path of `entry`, for messages.
@@ -171,12 +177,34 @@ impl TreeWriter {
 
     fn write_whole(&mut self, entry: u32, data: &[u8]) -> Result<(), FileError> {
         self.close(entry)?;
-        let (file, is_new) = self.open_staged(entry)?;
-        file.write_all_at(data, 0).on("write", &self.path_of(entry))?;
-        if !is_new {
-            file.set_len(data.len() as u64).on("set the size of", &self.path_of(entry))?;
+        let (dir, settled) = (self.parent_of(entry)?, self.settled_of(entry));
+        let name = self.listing.name(entry).to_vec();
+        let file = SmallFile { entry, dir, name, settled };
+        let written = match self.beside.as_mut().filter(|beside| beside.takes(data.len())) {
+            Some(beside) => beside.write(file, data),
+            None => file.write(data).map_err(|failed| (entry, failed)),
+        };
+        self.say(written)?;
+        self.settled.set(entry);
+        Ok(())
+    }
+
+    /// Returns when nothing is under way beside this thread.
+    pub fn wait(&mut self) -> Result<(), FileError> {
+        let waited = self.beside.as_mut().map_or(Ok(()), Beside::wait);
+        self.say(waited)
+    }
+
+    /// The same if `entry` may be under way.
+    fn wait_for(&mut self, entry: u32) -> Result<(), FileError> {
+        match self.beside.as_ref().is_some_and(|beside| beside.has(entry)) {
+            true => self.wait(),
+            false => Ok(()),
         }
-        self.settle(entry, file.as_fd())
+    }
+
+    fn say(&self, result: Result<(), Failure>) -> Result<(), FileError> {
+        result.map_err(|(entry, failed)| failed.at(self.path_of(entry)))
     }
 
     fn write_part(
@@ -186,6 +214,7 @@ impl TreeWriter {
         data: &[u8],
         written: &Bitfield,
     ) -> Result<(), FileError> {
+        self.wait_for(entry)?;
         self.settled.clear(entry);
         let mut open = match self.take(entry) {
             Some(open) => open,
@@ -217,6 +246,7 @@ impl TreeWriter {
     }
 
     fn close(&mut self, entry: u32) -> Result<(), FileError> {
+        self.wait_for(entry)?;
         self.take(entry).map_or(Ok(()), |mut open| open.file.flush())
     }
 
@@ -247,52 +277,21 @@ impl TreeWriter {
     /// Opens or makes the file of `entry`; true if it was made.
     fn open_staged(&mut self, entry: u32) -> Result<(File, bool), FileError> {
         let dir = self.parent_of(entry)?;
-        let (dir, name) = (dir.as_fd(), self.listing.name(entry));
-        let flags = libc::O_RDWR | libc::O_NOFOLLOW | libc::O_NONBLOCK;
-        let create = flags | libc::O_CREAT | libc::O_EXCL;
-        match sys::open_at(dir, name, create, 0o600) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            made => return Ok((File::from(made.on("make", &self.path_of(entry))?), true)),
-        }
-        let path = self.path_of(entry);
-        let file = match sys::open_at(dir, name, flags, 0) {
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                unlock(dir, name).and_then(|()| sys::open_at(dir, name, flags, 0))
-            }
-            result => result,
-        };
-        let file = file.on("open", &path)?;
-        let stat = sys::stat(file.as_fd()).on("look at", &path)?;
-        if stat.st_mode & libc::S_IFMT != libc::S_IFREG || stat.st_nlink != 1 {
-            let why = "it is no regular file, or has a second name";
-            return Err(FileError::Foreign { path, why });
-        }
-        Ok((File::from(file), false))
+        let opened = open_staged(dir.as_fd(), self.listing.name(entry), 0o600);
+        opened.map_err(|failed| failed.at(self.path_of(entry)))
     }
 
-    /// Gives a file or directory its attributes. The owner first: changing it clears bits of a mode.
-    fn settle(&mut self, entry: u32, fd: BorrowedFd<'_>) -> Result<(), FileError> {
+    fn settled_of(&self, entry: u32) -> Settled {
         let (meta, owner) = (self.listing.meta(entry), self.owner_of(entry));
-        let failed = |action| move |source| (action, source);
-        let result = change_owner(fd, owner)
-            .map_err(failed("change the owner of"))
-            .and_then(|()| {
-                let is_directory = self.listing.kind(entry) == Kind::Directory;
-                let mode = self.mode.filter(|_| !is_directory).unwrap_or(meta.mode.into());
-                tree_sys::set_mode(fd, mode).map_err(failed("change the mode of"))
-            })
-            .and_then(|()| {
-                if self.own_times {
-                    return Ok(());
-                }
-                let changed = tree_sys::set_mtime(fd, meta.mtime_ns);
-                changed.map_err(failed("change the time of"))
-            });
-        result.map_err(|(action, source)| FileError::Io {
-            action,
-            path: self.path_of(entry),
-            source,
-        })?;
+        let is_directory = self.listing.kind(entry) == Kind::Directory;
+        let mode = self.mode.filter(|_| !is_directory).unwrap_or(meta.mode.into());
+        Settled { owner, mode, mtime_ns: (!self.own_times).then_some(meta.mtime_ns) }
+    }
+
+    /// Gives a file or directory its attributes.
+    fn settle(&mut self, entry: u32, fd: BorrowedFd<'_>) -> Result<(), FileError> {
+        let given = self.settled_of(entry).give(fd);
+        given.map_err(|failed| failed.at(self.path_of(entry)))?;
         self.settled.set(entry);
         Ok(())
     }
@@ -305,6 +304,7 @@ impl TreeWriter {
         len: usize,
         out: &mut Vec<u8>,
     ) -> Result<(), FileError> {
+        self.wait_for(entry)?;
         if let Some(open) = self.open.iter().find(|open| open.entry == entry) {
             return open.file.append_at(offset, len, out);
         }
@@ -325,6 +325,7 @@ impl TreeWriter {
     /// Completes what no block completes: files that are waiting or open, empty ones, further
     /// names. Directories come later ([`TreeWriter::settle_directory`]).
     pub fn settle_files(&mut self) -> Result<(), FileError> {
+        self.wait()?;
         while let Some(mut open) = self.open.pop_back() {
             open.file.flush()?;
         }
@@ -395,23 +396,4 @@ pub(super) enum Padding {
     Proved,
     /// It is a claim of an earlier run.
     Claimed,
-}
-
-fn change_owner(fd: BorrowedFd<'_>, owner: Owner) -> io::Result<()> {
-    match owner {
-        Owner { uid: None, gid: None } => Ok(()),
-        Owner { uid, gid } => sys::change_owner(fd, uid, gid),
-    }
-}
-
-/// Lets this user open `name` under `dir`, a file of its own whose mode says otherwise.
-fn unlock(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
-    let file = sys::open_at(dir, name, libc::O_PATH | libc::O_NOFOLLOW, 0)?;
-    // What a descriptor is open on, which chmod by name would follow if it were a link.
-    let stat = sys::stat(file.as_fd())?;
-    if stat.st_mode & libc::S_IFMT != libc::S_IFREG {
-        return Err(io::Error::from_raw_os_error(libc::ELOOP));
-    }
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
-    std::fs::set_permissions(Path::new(&tree_sys::path_of(file.as_fd())), mode)
 }
