@@ -368,13 +368,14 @@ impl Swarm {
         if !self.has_room() {
             return;
         }
-        // What a window keeps ahead comes by itself, also from one that waits for it: who asks a
-        // complete member for it takes the link of that member's own children.
+        // What a parent waits for itself is asked for ahead, and comes as it comes to the parent:
+        // whoever asks a complete member for it takes the link from that member's own children.
         let patience_ms = self.meter.patience_ms(&self.content.geometry);
         let others = self.peers.iter().filter(|(other, _)| **other != key);
         let slowest = others.map(|(other, peer)| {
+            let held_ms = peer.remaining_held_ms(now_ms).saturating_sub(patience_ms / 2);
             let enough_ms = peer.window.hold_ms() + patience_ms;
-            (peer.remaining_ms(now_ms).saturating_sub(enough_ms), *other)
+            (peer.remaining_ms(now_ms).saturating_sub(enough_ms).max(held_ms), *other)
         });
         let Some((_, slow)) = slowest.max().filter(|(excess_ms, _)| *excess_ms > 0) else { return };
         let Some(download) = &self.content.download else { return };
