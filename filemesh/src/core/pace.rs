@@ -181,8 +181,13 @@ mod tests {
         window.latency(0);
         (1..100).for_each(|step| window.arrived(100 << 20, step * 50));
         assert_eq!((window.bytes(), window.request_bytes()), (WINDOW_BYTES_MAX, REQUEST_BYTES_MAX));
+        assert_eq!(window.relay_bytes(), REQUEST_BYTES_MAX);
         (100..200).for_each(|step| window.arrived(1, step * 50));
         assert_eq!((window.bytes(), window.request_bytes()), (WINDOW_BYTES_MIN, BLOCK_BYTES));
+        assert_eq!(window.relay_bytes(), BLOCK_BYTES);
+        // 1 Gbit/s for a millisecond, in whole blocks, however large the window is.
+        (200..300).for_each(|step| window.arrived(6_250_000, step * 50));
+        assert_eq!(window.relay_bytes(), 7 * BLOCK_BYTES);
     }
 
     #[test]

@@ -141,6 +141,23 @@ fn equal_hosts_come_near_the_bound() {
 }
 
 #[test]
+fn who_comes_back_to_a_chain_stands_at_its_end() {
+    let mut coordinator = started_with(spec(16, 20, 32), Settings::default());
+    let last = (1..=16).find(|member| coordinator.children(*member).is_empty()).unwrap();
+    let (below, above) = (coordinator.children(5)[0], coordinator.parents(5)[0]);
+    coordinator.gone(5, 1_000);
+    coordinator.tick(1_000);
+    assert_eq!(coordinator.parents(below), [above]);
+    coordinator.joined(5, &Held::Nothing, 2_000);
+    coordinator.tick(2_000);
+    assert_eq!(
+        (coordinator.parents(5), coordinator.parents(below)),
+        (vec![Some(last)], vec![above])
+    );
+    assert!(coordinator.children(5).is_empty());
+}
+
+#[test]
 fn few_hosts_stand_in_a_chain() {
     for hosts in [4, 16, 48] {
         let coordinator = started_with(spec(hosts, 20, 32), Settings::default());

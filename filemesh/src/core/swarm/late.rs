@@ -373,13 +373,14 @@ impl Swarm {
         if !self.has_room() {
             return;
         }
-        // What a window keeps ahead comes by itself, also from one that waits for it: who asks a
-        // complete member for it takes the link of that member's own children.
+        // What a parent waits for itself is asked for ahead, and comes as it comes to the parent:
+        // whoever asks a complete member for it takes the link from that member's own children.
         let patience_ms = self.meter.patience_ms(&self.content.geometry);
         let others = self.peers.iter().filter(|(other, _)| **other != key);
         let slowest = others.map(|(other, peer)| {
+            let held_ms = peer.remaining_held_ms(now_ms).saturating_sub(patience_ms / 2);
             let enough_ms = peer.window.hold_ms() + patience_ms;
-            (peer.remaining_ms(now_ms).saturating_sub(enough_ms), *other)
+            (peer.remaining_ms(now_ms).saturating_sub(enough_ms).max(held_ms), *other)
         });
         let Some((excess_ms, slow)) = slowest.max() else { return };
         if excess_ms <= self.first_end_ms(slow, now_ms) {

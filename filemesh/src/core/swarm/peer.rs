@@ -100,13 +100,6 @@ impl Peer {
         self.link.can_request() && self.late_since_ms.is_none() && now_ms >= self.paused_until_ms
     }
 
-    /// Whether a quarter of the window is free, so that several requests go in one packet instead
-    /// of one for each block that came: both ends wake up less often.
-    pub fn has_gap(&self) -> bool {
-        let (in_flight, window) = (self.link.in_flight_bytes(), self.window.bytes());
-        in_flight <= window - window / 4
-    }
-
     /// It answered.
     pub fn progressed(&mut self, now_ms: u64) {
         let pause_ms = now_ms.saturating_sub(self.progress_ms);
@@ -159,7 +152,17 @@ impl Peer {
 
     /// How long it will take for what it was asked for, as it was going so far.
     pub fn remaining_ms(&self, now_ms: u64) -> u64 {
-        let bytes: u64 = self.link.cancellable().map(|range| u64::from(range.len)).sum();
+        self.remaining_of(now_ms, |_| true)
+    }
+
+    /// The same of what it holds already.
+    pub fn remaining_held_ms(&self, now_ms: u64) -> u64 {
+        self.remaining_of(now_ms, |range| self.link.have().has(range.piece))
+    }
+
+    fn remaining_of(&self, now_ms: u64, which: impl Fn(&BlockRange) -> bool) -> u64 {
+        let asked = self.link.cancellable().filter(which);
+        let bytes: u64 = asked.map(|range| u64::from(range.len)).sum();
         let waited_ms = now_ms.saturating_sub(self.progress_ms);
         match self.window.bytes_per_s() {
             _ if bytes == 0 => 0,

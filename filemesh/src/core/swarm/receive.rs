@@ -285,9 +285,6 @@ impl Swarm {
             return;
         }
         let Some(peer) = self.peers.get(&key).filter(|peer| peer.can_ask(now_ms)) else { return };
-        if !peer.has_gap() {
-            return self.help_end(key, now_ms);
-        }
         let any_open = self.schedule.any_open();
         let is_planned = !self.schedule.plan().parents.is_empty();
         let is_mesh = any_open && self.is_mesh(peer) && (!is_planned || self.has_room());

@@ -11,7 +11,7 @@ use super::{Pull, Swarm};
 const ANNOUNCED_AT_ONCE: usize = 256;
 
 /// Longest wait of an announcement.
-const ANNOUNCE_MS_MAX: u64 = 250;
+pub(super) const ANNOUNCE_MS_MAX: u64 = 250;
 
 impl Swarm {
     /// The peers for which [`Swarm::next`] may have something, in the order of their keys. Pull
