@@ -42,10 +42,10 @@ async fn running(api: &Api, data: &FakeData, agents: &[TestAgent]) -> (String, b
         let listens = HostFacts { mesh_addresses, ..facts(agent.id.as_str()) };
         data.say(agent.id.as_str(), Agent::Facts(listens));
     }
-    let upload: Upload = api.put("/uploads?name=f", vec![7; SIZE as usize]).await.unwrap();
+    let upload: Upload = api.put("/uploads?name=f", vec![7; SIZE as usize]).await.expect("a place");
     let source = TransferSource::Upload { upload_id: upload.upload_id };
     let request = TransferRequest { gear: Some("mesh".into()), ..push(source) };
-    let transfer: Transfer = api.post("/transfers", &request).await.unwrap();
+    let transfer: Transfer = api.post("/transfers", &request).await.expect("begins");
     until("everybody has a list of the others", || {
         let has_list = |agent: &TestAgent| {
             peers_of(data, agent).is_some_and(|(_, peers)| peers.len() == agents.len())
@@ -53,7 +53,7 @@ async fn running(api: &Api, data: &FakeData, agents: &[TestAgent]) -> (String, b
         agents.iter().all(has_list).then_some(())
     })
     .await;
-    let id: TransferId = transfer.transfer_id.parse().unwrap();
+    let id: TransferId = transfer.transfer_id.parse().expect("an id");
     (transfer.transfer_id, id.to_bytes())
 }
 
@@ -131,7 +131,7 @@ async fn the_other_members_are_told_of_a_revocation_and_go_on() {
 async fn until_ended_host(api: &Api, path: &str, agent: &TestAgent) -> TransferDetail {
     let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(30);
     loop {
-        let detail: TransferDetail = api.get(path).await.unwrap();
+        let detail: TransferDetail = api.get(path).await.expect("is known");
         let host = detail.hosts.iter().find(|host| host.agent_id == agent.id.as_str());
         if host.is_some_and(|host| host.state == TransferHostState::Failed) {
             return detail;
