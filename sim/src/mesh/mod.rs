@@ -170,7 +170,7 @@ impl Mesh<'_> {
         self.steps.push(self.control.costs.tick_every, Step::Arrived(Work::Tick));
         let mut events = vec![];
         let own = self.hosts.len() as u32;
-        while self.open > 0 && !self.control.missing.is_some() {
+        while self.open > 0 && self.control.missing.is_none() {
             self.world.alarms.set(own, self.steps.next_at());
             if !self.world.next(end, &mut events) {
                 break;

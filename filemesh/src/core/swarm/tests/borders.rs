@@ -11,7 +11,7 @@ const FAR: std::ops::RangeInclusive<Member> = 5..=8;
 
 /// Of each stripe of trees one near and one far member gets all and sends it to its region; of a
 /// chain everybody has one parent. Everybody is everybody's neighbour.
-fn two_regions(seed: u64, is_chain: bool, with_far: bool) -> Net {
+fn two_regions(seed: u64, is_chain: bool) -> Net {
     let mut net = Net::new(source(4 << 20, 64 << 10, seed), RATE, seed);
     for _ in NEAR.chain(FAR) {
         net.join(RATE);
@@ -19,7 +19,7 @@ fn two_regions(seed: u64, is_chain: bool, with_far: bool) -> Net {
     for member in NEAR.chain(FAR) {
         let is_far = |other: &Member| NEAR.contains(other) != NEAR.contains(&member);
         let neighbours: Vec<Member> = NEAR.chain(FAR).filter(|other| *other != member).collect();
-        let far = neighbours.iter().copied().filter(|other| with_far && is_far(other)).collect();
+        let far = neighbours.iter().copied().filter(is_far).collect();
         let entries = || NEAR.zip(FAR);
         let parent = |(near, far): (Member, Member)| match member {
             _ if member == near => 0,
@@ -45,8 +45,8 @@ fn crossed(net: &Net) -> f64 {
     bytes as f64 / net.source().data.len() as f64
 }
 
-fn copies(seed: u64, is_chain: bool, with_far: bool) -> f64 {
-    let mut net = two_regions(seed, is_chain, with_far);
+fn copies(seed: u64, is_chain: bool) -> f64 {
+    let mut net = two_regions(seed, is_chain);
     // A near member is too slow to pass its stripe on at the pace of the others.
     net.nodes[2].up_bytes_per_s = if is_chain { RATE } else { RATE / 2 };
     let bound = bound_us(&net);
@@ -58,19 +58,49 @@ fn copies(seed: u64, is_chain: bool, with_far: bool) -> f64 {
 #[test]
 fn a_border_is_crossed_once() {
     for seed in 1..4 {
-        let chain = copies(seed, true, true);
+        let (chain, trees) = (copies(seed, true), copies(seed, false));
+        println!("seed {seed}: {chain:.3} copies in a chain, {trees:.3} in trees");
         assert!((1.0..1.03).contains(&chain), "seed {seed}: {chain:.3} copies in a chain");
-        let (trees, unaware) = (copies(seed, false, true), copies(seed, false, false));
-        println!("seed {seed}: {chain:.3} copies, in trees {trees:.3}, without far {unaware:.3}");
-        assert!((1.0..1.05).contains(&trees), "seed {seed}: {trees:.3} copies");
-        assert!(unaware > trees, "seed {seed}: the border is not what makes the difference");
+        assert!((1.0..1.05).contains(&trees), "seed {seed}: {trees:.3} copies in trees");
+    }
+}
+
+/// Bytes that member 1 has from member 2, which has all, 400 ms after its parent was late and when
+/// it is done.
+fn from_second(seed: u64, far: Vec<Member>) -> [u64; 2] {
+    let mut net = Net::new(source(4 << 20, 64 << 10, seed), RATE, seed);
+    net.join(RATE);
+    let whole = net.source().data.clone();
+    net.resume(whole, RATE);
+    let second = HostPlan { number: 1, neighbours: vec![0], ..HostPlan::default() };
+    net.plan(2, second);
+    assert!(net.run(2_000_000, |net| net.nodes[2].swarm.is_done()), "seed {seed}");
+    net.plan(1, HostPlan { number: 1, parents: vec![Some(0)], neighbours: vec![2], far });
+    let some = net.now_us + bound_us(&net) / 2;
+    assert!(!net.run(some, Net::all_done), "seed {seed}: too fast");
+    net.kill(0);
+    assert!(net.run(some + 2_000_000, |net| net.nodes[1].late.contains(&0)), "seed {seed}");
+    let soon = net.now_us + 400_000;
+    net.run(soon, |_| false);
+    let sent = |net: &Net| net.sent.get(&(2, 1)).copied().unwrap_or(0);
+    let before = sent(&net);
+    assert!(net.run(soon + 8 * bound_us(&net), Net::all_done), "seed {seed}: not done");
+    [before, sent(&net)]
+}
+
+#[test]
+fn a_far_neighbour_is_asked_when_no_parent_will_bring_it() {
+    for seed in 1..4 {
+        let ([near, _], [far, all]) = (from_second(seed, vec![]), from_second(seed, vec![2]));
+        assert!(near > 400_000, "seed {seed}: {near} bytes of one that is near, at once");
+        assert!(far < 16_384 && all > 1_000_000, "seed {seed}: {far} at once, {all} in the end");
     }
 }
 
 #[test]
 fn the_last_that_is_fed_over_a_border_is_no_single_way() {
     for seed in 1..4 {
-        let mut net = two_regions(seed, true, true);
+        let mut net = two_regions(seed, true);
         let bound = bound_us(&net);
         assert!(!net.run(bound / 2, Net::all_done), "seed {seed}: too fast");
         // The one that feeds the far region, and the one that is fed: nobody is told.
