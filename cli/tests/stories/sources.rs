@@ -74,8 +74,9 @@ fn what_the_server_sends_of_a_transfer_can_be_limited_in_total() {
     let file = file_of(&world, "release.bin", 4 << 20);
     let (path, to) = (file.to_str().unwrap(), everybody(&world));
     let began = Instant::now();
+    let place = ["push", path, "--mkdir", "--to", &to];
     let flags = ["--gear", "direct", "--limit-total", "2M"];
-    let out = world.skein_ends(0, &[&["push", path, "--mkdir", "--to", &to], &flags[..]].concat());
+    let out = world.skein_ends(0, &[&place[..], &flags[..]].concat());
     assert!(out.contains("verified on 3 of 3 hosts"), "{out}");
     // 12 MiB at 2 MB/s or 2 MiB/s, less half a second and the request that each may owe.
     assert!(began.elapsed() >= Duration::from_secs(4), "{:?}", began.elapsed());
