@@ -254,14 +254,14 @@ impl Meshes {
         let mut lost = Vec::new();
         for (id, mesh) in &mut self.runs {
             mesh.look_for_absent(fleet);
-            let mut changed = BTreeSet::new();
+            let mut changed = Vec::new();
             for output in mesh.coordinator.tick(clock::steady_ms()) {
                 match output {
                     Output::Plan { member, mut plan } => {
                         plan.number += mesh.base;
                         tracing::debug!(transfer = %id, member, ?plan, "a member gets a plan");
                         mesh.plans.insert(member, plan);
-                        changed.insert(member);
+                        changed.push(member);
                     }
                     Output::Missing { pieces } => {
                         tracing::warn!(transfer = %id, ?pieces, "nobody who is there holds these pieces");
@@ -312,17 +312,19 @@ impl Mesh {
         }
     }
 
-    /// Signs and sends the lists that a change needs, then the plans.
+    /// Signs and sends the lists that a change needs, then the plans, in the order in which the
+    /// coordinator made them.
     async fn tell(
         &mut self,
         id: TransferId,
-        changed: BTreeSet<Member>,
+        changed: Vec<Member>,
         fleet: &Fleet,
         registry: &Registry,
     ) -> Result<(), super::MembershipSendError> {
         let fresh = std::mem::take(&mut self.unlisted);
         fresh.iter().for_each(|member| self.membership.unlist(*member));
-        let mut receivers: BTreeSet<Member> = changed.union(&fresh).copied().collect();
+        let mut receivers = fresh.clone();
+        receivers.extend(&changed);
         if receivers.is_empty() {
             return Ok(());
         }
@@ -337,7 +339,8 @@ impl Mesh {
         let links: Vec<_> = with_server.chain(links_of(plans)).collect();
         let receivers: Vec<Member> = receivers.into_iter().collect();
         self.membership.send(fleet, registry, links, Some(&receivers), self.not_after_ms).await?;
-        let told = changed.union(&fresh).filter_map(|member| {
+        let planned: BTreeSet<Member> = changed.iter().copied().collect();
+        let told = changed.iter().chain(fresh.difference(&planned)).filter_map(|member| {
             let agent = self.agents.get((*member - SERVER - 1) as usize)?;
             let message = self.plans.get(member)?.to_message(&id);
             Some((agent.clone(), server_message::Kind::TransferPlan(message)))

@@ -314,10 +314,11 @@ impl Coordinator {
 
     fn tell_changed(&mut self, outputs: &mut Vec<Output>) {
         let active = |at: &u32| self.entries[*at as usize].state == State::Active;
-        let changed: Vec<u32> = self.changed.take().into_iter().filter(active).collect();
+        let mut changed: Vec<u32> = self.changed.take().into_iter().filter(active).collect();
         if !changed.is_empty() {
             self.number += 1;
         }
+        changed.sort_by_cached_key(|at| self.rank(*at));
         let with_sources = self.gear != Gear::Planned;
         for at in changed {
             let member = |at: u32| self.layout.member(at);
@@ -332,6 +333,14 @@ impl Coordinator {
             };
             outputs.push(Output::Plan { member: member(at), plan });
         }
+    }
+
+    /// Plans of large fleets take time to send: whoever stands near a source and has others below
+    /// it comes first, so that the file moves while the rest hear of it.
+    fn rank(&self, at: u32) -> u32 {
+        let stripes = self.trees.children(at).iter().map(|(stripe, _)| *stripe);
+        let above = stripes.filter_map(|stripe| self.trees.chain(at, stripe, |_| false));
+        above.map(|chain| chain.depth).min().unwrap_or(u32::MAX)
     }
 
     fn look_for_missing(&mut self, outputs: &mut Vec<Output>) {

@@ -7,6 +7,7 @@ use super::*;
 use crate::core::bitfield::Bitfield;
 use crate::core::manifest::choose_piece_bytes;
 use crate::core::place::{Place, Rates};
+use std::collections::BTreeSet;
 
 const MBIT: u64 = 125_000;
 
@@ -137,6 +138,23 @@ fn equal_hosts_come_near_the_bound() {
         assert!((1.0..most).contains(&factor), "{hosts} hosts: {factor}");
         // Every piece leaves the source once.
         assert_eq!(coordinator.children(0).len(), usize::from(coordinator.trees.stripes()));
+    }
+}
+
+#[test]
+fn plans_go_out_from_the_sources_on() {
+    for hosts in [16, 500] {
+        let mut coordinator = Coordinator::new(spec(hosts, 20, 32), Settings::default(), 7, 0);
+        (1..=hosts).for_each(|member| coordinator.joined(member, &Held::Nothing, 0));
+        let mut told: BTreeSet<Member> = [0].into();
+        for (member, plan) in plans(coordinator.tick(200)) {
+            if !coordinator.children(member).is_empty() {
+                let knows = |parent: &Option<Member>| parent.is_some_and(|one| told.contains(&one));
+                assert!(plan.parents.iter().any(knows), "{member} of {hosts}");
+            }
+            told.insert(member);
+        }
+        assert_eq!(told.len(), 1 + hosts as usize);
     }
 }
 
