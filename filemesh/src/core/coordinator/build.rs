@@ -79,11 +79,8 @@ pub(super) fn build(ground: &Ground<'_>) -> Vec<Link> {
     };
     let Some(top) = builder.group(ground.hosts, Scope::All) else { return vec![] };
     let mut links = Vec::with_capacity(stripes * ground.hosts.len());
-    for (stripe, (root, _)) in ground.roots.iter().enumerate() {
+    for (root, _) in ground.roots {
         let path = builder.path(top, ground.layout.place(*root));
-        if let Some(Node::Group(last)) = path.last() {
-            builder.groups[*last].spare += i64::from(ground.roots[stripe].1);
-        }
         builder.paths.push(path);
     }
     builder.allot(top, &vec![0; stripes]);
@@ -210,26 +207,34 @@ impl Builder<'_> {
         let mut demand: Vec<u32> = need.iter().map(|need| need + inside).collect();
         let mut spare: Vec<i64> = nodes.iter().map(|node| self.spare(*node)).collect();
         self.draw_on_sources(group, &mut demand, spare.iter().sum());
+        let mut given = vec![vec![0; self.stripes]; nodes.len()];
+        self.lean_on_sources(group, &mut demand, &mut given, spare.iter().sum());
+        let able: Vec<i64> =
+            spare.iter().zip(&given).map(|(spare, given)| spare + sum(given)).collect();
         spread(&mut spare, &demand);
         fit(&mut spare, &demand);
 
-        let mut given = vec![vec![0; self.stripes]; nodes.len()];
         // A tree goes on from where it enters: from the part that the source is in.
         for (node, (given, spare)) in nodes.iter().zip(given.iter_mut().zip(&mut spare)) {
             for stripe in 0..self.stripes {
                 if inside > 0 && demand[stripe] > 0 && self.is_on_path(*node, stripe) {
-                    (given[stripe], demand[stripe]) = (1, demand[stripe] - 1);
+                    (given[stripe], demand[stripe]) = (given[stripe] + 1, demand[stripe] - 1);
                     *spare -= 1;
                 }
             }
         }
         let mut order: Vec<usize> = (0..nodes.len()).collect();
         order.sort_by_key(|at| Reverse(spare[*at]));
-        let mut left: u64 = demand.iter().map(|count| u64::from(*count)).sum();
-        // The second round is for what the entries above took beyond their share.
-        for round in 0..2 {
+        let mut left = sum(&demand) as u64;
+        // What the entries above took beyond their share is for those that can do more than theirs,
+        // and for the first only where nobody can.
+        for round in 0..3 {
             for at in &order {
-                let mut spare = if round == 0 { spare[*at].max(0) as u64 } else { left };
+                let mut spare = match round {
+                    0 => spare[*at].max(0) as u64,
+                    1 => (able[*at] - sum(&given[*at])).max(0) as u64,
+                    _ => left,
+                };
                 while spare > 0 && left > 0 {
                     let Some(stripe) = (0..self.stripes).max_by_key(|at| demand[*at]) else {
                         break;
@@ -250,7 +255,7 @@ impl Builder<'_> {
     /// Lets the sources that feed `group` send more than once what its nodes cannot; but not over
     /// the border of a single region.
     fn draw_on_sources(&mut self, group: usize, demand: &mut [u32], spare: i64) {
-        let wanted: i64 = demand.iter().map(|count| i64::from(*count)).sum();
+        let wanted = sum(demand);
         let mut lack = (wanted - spare).max(0);
         let may = |stripe: &usize| {
             let Group { scope, place, .. } = self.groups[group];
@@ -271,6 +276,35 @@ impl Builder<'_> {
                     progress = true;
                 }
             }
+        }
+    }
+
+    /// Has the part that a source is in feed more in the source's own stripe than its hosts can,
+    /// where the hosts of all parts together cannot: the source will have those children.
+    fn lean_on_sources(
+        &self,
+        group: usize,
+        demand: &mut [u32],
+        given: &mut [Vec<u32>],
+        spare: i64,
+    ) {
+        let Group { nodes, scope, .. } = &self.groups[group];
+        if *scope == Scope::All {
+            return;
+        }
+        let wanted = sum(demand);
+        let mut lack = (wanted - spare).max(0) as u32;
+        for stripe in 0..self.stripes {
+            let holds = |node: &Node| match node {
+                Node::Group(_) => self.is_on_path(*node, stripe),
+                Node::Host(_) => false,
+            };
+            let Some(at) = nodes.iter().position(holds) else { continue };
+            let (_, most) = self.ground.roots[stripe];
+            let count = most.min(demand[stripe]).min(lack);
+            given[at][stripe] += count;
+            demand[stripe] -= count;
+            lack -= count;
         }
     }
 
@@ -341,10 +375,14 @@ impl Builder<'_> {
     }
 }
 
+fn sum(counts: &[u32]) -> i64 {
+    counts.iter().map(|count| i64::from(*count)).sum()
+}
+
 /// Lowers `spare` where that lets each stripe have an inner node of its own: a node at the top of two
 /// stripes has one connection for both, which gets no more of its parent's rate than any other.
 fn spread(spare: &mut [i64], demand: &[u32]) {
-    let wanted: i64 = demand.iter().map(|count| i64::from(*count)).sum();
+    let wanted = sum(demand);
     let parts = demand.len().min(spare.len()).max(1) as i64;
     let most = (wanted + parts - 1) / parts;
     if spare.iter().map(|spare| *spare.min(&most)).sum::<i64>() >= wanted {
@@ -352,17 +390,22 @@ fn spread(spare: &mut [i64], demand: &[u32]) {
     }
 }
 
-/// Raises `spare` in proportion until it meets `demand`.
+/// Raises `spare` in proportion until it meets `demand`, and no further: whoever gets more children
+/// than its rate allows slows down all below it.
 fn fit(spare: &mut [i64], demand: &[u32]) {
-    let wanted: i64 = demand.iter().map(|count| i64::from(*count)).sum();
+    let wanted = sum(demand);
     let mut sum: i64 = spare.iter().sum();
     if sum == 0 {
         spare.fill(1);
         sum = spare.len() as i64;
     }
-    if sum < wanted {
-        for spare in spare {
-            *spare = (*spare * wanted + sum - 1) / sum;
-        }
+    let lack = (wanted - sum).max(0);
+    let mut rest = lack;
+    for spare in spare.iter_mut() {
+        let more = *spare * lack / sum;
+        (*spare, rest) = (*spare + more, rest - more);
     }
+    let mut order: Vec<usize> = (0..spare.len()).collect();
+    order.sort_by_key(|at| Reverse(spare[*at]));
+    order.into_iter().take(rest as usize).for_each(|at| spare[at] += 1);
 }

@@ -99,7 +99,7 @@ impl Coordinator {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(256))]
 
     #[test]
     fn a_first_plan_is_whole(seed: u64, most in 1u32..400, sources in 1u32..4, uneven: bool) {
@@ -266,6 +266,30 @@ proptest! {
             let active = coordinator.living().into_iter()
                 .any(|at| coordinator.entries[at as usize].state == State::Active);
             prop_assert_eq!(missing, active && !held.is_full());
+        }
+    }
+}
+
+/// Fleets in which a source had to have more children than its own rack had hosts to be, or in
+/// which shares were rounded up.
+#[test]
+fn no_host_has_more_children_than_its_rate_allows() {
+    let fleets: [(u64, u32); 6] = [
+        (7927451988760164425, 158),
+        (6966141131813549287, 304),
+        (7234089581409739122, 176),
+        (9611587092059844376, 137),
+        (17287370135462062461, 373),
+        (7139578654281996220, 219),
+    ];
+    for (seed, most) in fleets {
+        let (coordinator, _) = gathered(&fleet(seed, most, 1, true), seed);
+        for at in
+            (0..coordinator.layout.len()).filter(|at| !coordinator.entries[*at as usize].is_source)
+        {
+            let children = coordinator.trees.children(at).len() as u32;
+            let may = coordinator.children_of(at);
+            assert!(children <= may, "fleet {seed}: {at} has {children} children of {may}");
         }
     }
 }
