@@ -1,23 +1,11 @@
 //! `skein push`: the file arrives whole, proved and in one step, or not at all and with a reason.
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 
 use skein_cli::local::{AgentOptions, wait_for};
 
-use super::world::{Random, WAIT, World};
-
-fn file_of(world: &World, name: &str, bytes: usize) -> String {
-    let mut random = Random(bytes as u64);
-    let content: Vec<u8> = (0..bytes).map(|_| random.below(256) as u8).collect();
-    let path = world.dir.path().join(name);
-    std::fs::write(&path, content).unwrap();
-    path.to_str().unwrap().to_owned()
-}
-
-fn same(one: &str, two: &Path) -> bool {
-    std::fs::read(one).unwrap() == std::fs::read(two).unwrap()
-}
+use super::spread::{path_of, same};
+use super::world::{WAIT, World};
 
 #[test]
 fn a_file_arrives_with_mode_and_folder_on_every_host() {
@@ -25,7 +13,7 @@ fn a_file_arrives_with_mode_and_folder_on_every_host() {
     let one = world.agent("one", AgentOptions::default());
     let two = world.agent("two", AgentOptions::default());
     for (name, bytes) in [("empty", 0), ("small", 1), ("block", 16384), ("large", 5_000_001)] {
-        let file = file_of(&world, name, bytes);
+        let file = path_of(&world, name, bytes);
         // Both agents are on this machine, so each gets a folder of its own.
         for agent in [&one, &two] {
             let target = agent.host().join(format!("to/{name}"));
@@ -48,7 +36,7 @@ fn a_file_travels_from_one_agent_to_another() {
     let world = World::new();
     let one = world.agent("one", AgentOptions::default());
     let two = world.agent("two", AgentOptions::default());
-    let file = file_of(&world, "source.bin", 3_000_000);
+    let file = path_of(&world, "source.bin", 3_000_000);
     let target = world.dir.path().join("to");
     let (from, to) = (format!("{}:{file}", one.id()), format!("{}:{}", two.id(), target.display()));
     let arguments = ["push", "--from", &from, "--mkdir", "--name", "renamed.bin", "--to", &to];
@@ -63,7 +51,7 @@ fn a_file_travels_from_one_agent_to_another() {
 fn hostile_names_and_places_are_refused_and_nothing_is_written() {
     let world = World::new();
     let agent = world.agent("one", AgentOptions::default());
-    let file = file_of(&world, "x", 100);
+    let file = path_of(&world, "x", 100);
     let inside = world.dir.path().join("inside");
     std::fs::create_dir(&inside).unwrap();
     let to = |folder: &str| format!("{}:{folder}", agent.id());
@@ -91,7 +79,7 @@ fn hostile_names_and_places_are_refused_and_nothing_is_written() {
 fn a_cancelled_push_leaves_nothing_behind_under_the_files_name() {
     let world = World::new();
     let agent = world.agent("one", AgentOptions::default());
-    let file = file_of(&world, "slow.bin", 20_000_000);
+    let file = path_of(&world, "slow.bin", 20_000_000);
     let target = world.dir.path().join("to");
     let to = format!("{}:{}", agent.id(), target.display());
     let arguments = ["push", &file, "--mkdir", "--limit", "1M", "--detach", "--to", &to];
@@ -112,7 +100,7 @@ fn a_push_goes_on_where_it_was_when_the_data_process_and_the_agent_die() {
     use skein_cli::guard::{Signal, signal};
     let world = World::new();
     let mut agent = world.agent("one", AgentOptions::default());
-    let file = file_of(&world, "slow.bin", 12_000_000);
+    let file = path_of(&world, "slow.bin", 12_000_000);
     let target = world.dir.path().join("to");
     let to = format!("{}:{}", agent.id(), target.display());
     let arguments = ["push", &file, "--mkdir", "--limit", "2M", "--detach", "--to", &to];

@@ -1,24 +1,11 @@
 //! `skein push` under an operator's hand: batches that halt, a queue, a pause.
 
-use std::path::Path;
-
 use skein_cli::guard::{Signal, signal};
 use skein_cli::local::{AgentOptions, wait_for};
 use skein_controlplane::api::types::AgentState;
 
-use super::world::{Random, WAIT, World};
-
-fn file_of(world: &World, name: &str, bytes: usize) -> String {
-    let mut random = Random(bytes as u64);
-    let content: Vec<u8> = (0..bytes).map(|_| random.below(256) as u8).collect();
-    let path = world.dir.path().join(name);
-    std::fs::write(&path, content).unwrap();
-    path.to_str().unwrap().to_owned()
-}
-
-fn same(one: &str, two: &Path) -> bool {
-    std::fs::read(one).unwrap() == std::fs::read(two).unwrap()
-}
+use super::spread::{path_of, same};
+use super::world::{WAIT, World};
 
 fn shows(world: &World, id: &str) -> serde_json::Value {
     world.skein_json(&["transfer", "show", id])
@@ -38,7 +25,7 @@ fn a_canary_that_fails_halts_the_rest_until_somebody_decides() {
     agents.sort_by_key(|agent| agent.id().to_owned());
     agents[0].kill();
     world.wait_state(&agents[0], AgentState::Lost);
-    let file = file_of(&world, "app.bin", 100_000);
+    let file = path_of(&world, "app.bin", 100_000);
     let target = world.dir.path().join("to");
     let to = format!("all:{}", target.display());
     let arguments =
@@ -68,7 +55,7 @@ fn a_canary_that_fails_halts_the_rest_until_somebody_decides() {
 fn a_pause_survives_a_killed_control_process_and_keeps_what_is_verified() {
     let world = World::new();
     let agent = world.agent("one", AgentOptions::default());
-    let file = file_of(&world, "slow.bin", 8_000_000);
+    let file = path_of(&world, "slow.bin", 8_000_000);
     let target = world.dir.path().join("to");
     let to = format!("{}:{}", agent.id(), target.display());
     let arguments = ["push", &file, "--mkdir", "--limit", "2M", "--detach", "--to", &to];
@@ -104,7 +91,7 @@ fn a_pause_survives_a_killed_control_process_and_keeps_what_is_verified() {
 fn what_has_no_turn_waits_with_its_reason_and_the_urgent_goes_first() {
     let world = World::with_config("[control]\ntransfers_running_max = 1\n");
     let agent = world.agent("one", AgentOptions::default());
-    let file = file_of(&world, "slow.bin", 20_000_000);
+    let file = path_of(&world, "slow.bin", 20_000_000);
     let target = world.dir.path().join("to");
     let to = format!("{}:{}", agent.id(), target.display());
     let push = |name: &str, more: &[&str]| {

@@ -21,6 +21,16 @@ pub fn file_of(world: &World, name: &str, bytes: usize) -> PathBuf {
     path
 }
 
+/// [`file_of`] for a command line.
+pub fn path_of(world: &World, name: &str, bytes: usize) -> String {
+    file_of(world, name, bytes).to_str().unwrap().to_owned()
+}
+
+/// Whether two files have the same bytes.
+pub fn same(one: &str, two: &Path) -> bool {
+    std::fs::read(one).unwrap() == std::fs::read(two).unwrap()
+}
+
 /// `all:` and a folder that every agent has for itself.
 pub fn everybody(world: &World) -> String {
     format!("all:{}/{{agent}}", world.dir.path().join("to").display())

@@ -238,3 +238,13 @@ pub fn assert_all_stored(world: &World, folder: &Path, lines_per_agent: &[(&str,
         assert!(whole, "agent {agent}: {} lines of {lines}, first odd one {odd:?}", found.len());
     }
 }
+
+/// Something that only root may do was refused: where everything is required, root must succeed.
+pub fn assert_may_skip() {
+    let own = std::fs::metadata("/proc/self");
+    let is_root = own.is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0);
+    assert!(
+        !is_root || std::env::var_os("SKEIN_REQUIRE_TOOLS").is_none(),
+        "this must not be skipped"
+    );
+}

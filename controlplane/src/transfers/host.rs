@@ -9,6 +9,7 @@ use skein_wire::signal::v1::{ReceivedFrom, TransferState, TransferUpdate};
 
 use super::meter::Meter;
 use super::pace::HostPace;
+use super::rates::Span;
 use crate::api::types::{TransferHost, TransferHostState};
 use crate::jobs::delivery::Delivery;
 
@@ -170,6 +171,12 @@ impl HostPush {
     pub fn end(&mut self, run: Final) {
         debug_assert!(run.state.is_final() && !self.run.state.is_final());
         self.run = run;
+    }
+
+    /// What came over the network until then.
+    pub fn received_until(&self, until_ms: i64) -> Span {
+        let bytes = self.run.verified_bytes.saturating_sub(self.run.resumed_bytes);
+        Span { bytes, time_ms: until_ms - self.run.started_ms }
     }
 
     /// As the API shows it.

@@ -22,8 +22,11 @@ pub const KEEP_MS: i64 = 3_600_000;
 /// Less than this says more of the start than of the link.
 const BYTES_MIN: u64 = 4 << 20;
 const TIME_MIN_MS: i64 = 500;
-/// A host that is slower than this share of the median was its own limit.
+/// A host that is slower than this share of the median was its own limit: in the whole of its time
+/// and at last. Blocks come in bursts, so that a moment alone makes any host look slow.
 const SLOW_SHARE: f64 = 0.5;
+/// A host that has not ended must have been slow for so long.
+const SLOW_MS_MIN: i64 = 2_000;
 /// When so many hosts are within this factor of the median, either way, they had the same limit.
 /// Not all: one report that came late makes one host look slow or fast for a moment.
 const ALIKE_SHARE: f64 = 0.75;
@@ -89,16 +92,31 @@ pub struct RateBook {
 pub struct Sample {
     /// Which host.
     pub agent: AgentId,
-    /// Over the network.
-    pub bytes: u64,
     /// From its start to its end, or until now.
+    pub whole: Span,
+    /// The last reports of one that has not ended; else the same.
+    pub last: Span,
+}
+
+/// Bytes that came over the network in a time.
+#[derive(Clone, Copy, Debug)]
+pub struct Span {
+    /// How many.
+    pub bytes: u64,
+    /// How long.
     pub time_ms: i64,
 }
 
-impl Sample {
+impl Span {
     fn rate(&self) -> u64 {
         self.bytes.saturating_mul(1_000) / self.time_ms.max(1) as u64
     }
+}
+
+/// The middle one of sorted rates.
+fn median(mut rates: Vec<u64>) -> u64 {
+    rates.sort_unstable();
+    rates.get(rates.len() / 2).copied().unwrap_or(0)
 }
 
 impl RateBook {
@@ -134,9 +152,23 @@ impl RateBook {
     /// the server, so that it was the limit where the hosts were alike. `is_limited`: a rate limit
     /// was, and nothing is learned.
     pub fn learn(&self, samples: &[Sample], from_server: bool, is_limited: bool, now_ms: i64) {
-        let counts = |one: &&Sample| one.bytes >= BYTES_MIN && one.time_ms >= TIME_MIN_MS;
-        let samples: Vec<Sample> = samples.iter().filter(counts).cloned().collect();
+        let samples = long_enough(samples);
         self.take(&samples, from_server, is_limited, false, now_ms);
+    }
+
+    /// Takes what the hosts of a transfer received that ended after it was planned again: it showed
+    /// its rates while it ran, and some were thought too low.
+    pub fn correct(&self, samples: &[Sample], is_limited: bool, now_ms: i64) {
+        if is_limited {
+            return;
+        }
+        let mut book = self.lock();
+        for sample in long_enough(samples) {
+            if let Some([down, _]) = book.hosts.get_mut(&sample.agent) {
+                down.raise(sample.whole.rate(), now_ms);
+                book.changed.insert(sample.agent);
+            }
+        }
     }
 
     /// The same for a transfer that goes otherwise than predicted at this moment: where hosts are
@@ -153,12 +185,12 @@ impl RateBook {
         is_now: bool,
         now_ms: i64,
     ) {
-        let mut rates: Vec<u64> = samples.iter().map(Sample::rate).collect();
+        let rates: Vec<u64> = samples.iter().map(|sample| sample.last.rate()).collect();
         if rates.is_empty() || is_limited {
             return;
         }
-        rates.sort_unstable();
-        let median = rates[rates.len() / 2];
+        let whole = median(samples.iter().map(|sample| sample.whole.rate()).collect());
+        let median = median(rates.clone());
         let near = |rate: &&u64| {
             let rate = **rate as f64 / median.max(1) as f64;
             (1.0 / ALIKE_FACTOR..=ALIKE_FACTOR).contains(&rate)
@@ -176,7 +208,7 @@ impl RateBook {
             (false, _) => book.server_up.fill(median, now_ms),
         }
         let alone = rates.len() == 1 && from_server;
-        for (sample, rate) in samples.iter().map(|sample| (sample, sample.rate())) {
+        for (sample, rate) in samples.iter().map(|sample| (sample, sample.last.rate())) {
             if book.hosts.len() >= AGENTS_MAX && !book.hosts.contains_key(&sample.agent) {
                 book.forget(now_ms);
                 if book.hosts.len() >= AGENTS_MAX {
@@ -185,10 +217,15 @@ impl RateBook {
             }
             book.changed.insert(sample.agent.clone());
             let [down, up] = book.hosts.entry(sample.agent.clone()).or_default();
-            let is_slow = (rate as f64) < SLOW_SHARE * median as f64;
+            let is_under = |rate: u64, median: u64| (rate as f64) < SLOW_SHARE * median as f64;
+            let lags = is_under(rate, median);
+            let is_slow = lags
+                && is_under(sample.whole.rate(), whole)
+                && (!is_now || sample.whole.time_ms >= SLOW_MS_MIN);
             match (alone || is_slow, from_server) {
                 (true, _) => down.set(rate, now_ms),
                 (false, true) => down.raise(rate, now_ms),
+                (false, false) if is_now && lags => down.raise(rate, now_ms),
                 (false, false) => {
                     down.fill(rate, now_ms);
                     up.fill(rate, now_ms);
@@ -196,6 +233,11 @@ impl RateBook {
             }
         }
     }
+}
+
+fn long_enough(samples: &[Sample]) -> Vec<Sample> {
+    let counts = |one: &&Sample| one.whole.bytes >= BYTES_MIN && one.whole.time_ms >= TIME_MIN_MS;
+    samples.iter().filter(counts).cloned().collect()
 }
 
 /// Makes rates that were measured fit for shaping trees: hosts whose rates differ only as
@@ -244,7 +286,12 @@ mod tests {
     }
 
     fn sample(name: &str, mbytes_s: u64) -> Sample {
-        Sample { agent: agent(name), bytes: mbytes_s << 23, time_ms: 8_000 }
+        of(name, mbytes_s << 23, 8_000)
+    }
+
+    fn of(name: &str, bytes: u64, time_ms: i64) -> Sample {
+        let whole = Span { bytes, time_ms };
+        Sample { agent: agent(name), whole, last: whole }
     }
 
     const MIB: u64 = 1 << 20;
@@ -286,17 +333,36 @@ mod tests {
     }
 
     #[test]
+    fn a_slow_moment_is_nobodys_rate() {
+        let book = RateBook::default();
+        let moment = |name, mbytes_s: u64| {
+            let last = Span { bytes: mbytes_s << 20, time_ms: 1_000 };
+            Sample { last, ..sample(name, 4) }
+        };
+        let burst = [moment("a", 20), moment("b", 20), moment("c", 1)];
+        book.learn_now(&burst, false, false, 0);
+        assert_eq!(book.of(&agent("c"), 0), Rates::default());
+        let young = [sample("a", 20), sample("b", 20), of("c", MIB, 1_000)];
+        book.learn_now(&young, false, false, 1);
+        assert_eq!(book.of(&agent("c"), 1), Rates::default(), "it has just begun");
+        book.learn_now(&[sample("a", 20), sample("b", 20), sample("c", 1)], false, false, 2);
+        assert_eq!(book.of(&agent("c"), 2).down_bytes_s, Some(MIB), "all the time");
+        book.correct(&[sample("a", 4), sample("c", 4)], false, 3);
+        assert_eq!(book.of(&agent("c"), 3).down_bytes_s, Some(4 * MIB), "as it turned out");
+        assert_eq!(book.of(&agent("a"), 3).down_bytes_s, Some(20 * MIB), "only upwards");
+    }
+
+    #[test]
     fn limits_short_files_and_what_the_operator_says() {
         let book = RateBook::new(5 * MIB);
         book.learn(&[sample("a", 1), sample("b", 1)], true, true, 0);
         assert_eq!(book.of_server(0).up_bytes_s, Some(5 * MIB));
-        let short = Sample { agent: agent("a"), bytes: 1_000, time_ms: 1_000 };
-        book.learn(&[short], true, false, 0);
+        book.learn(&[of("a", 1_000, 1_000)], true, false, 0);
         assert_eq!(book.of(&agent("a"), 0), Rates::default());
         book.learn(&[sample("a", 1), sample("b", 1)], true, false, 0);
         assert_eq!(book.of_server(0).up_bytes_s, Some(2 * MIB), "what it does counts");
-        let moment = Sample { bytes: MIB, time_ms: 1_000, ..sample("a", 0) };
-        book.learn_now(&[moment.clone(), Sample { agent: agent("b"), ..moment }], false, false, 0);
+        let moment = [of("a", MIB, 1_000), of("b", MIB, 1_000)];
+        book.learn_now(&moment, false, false, 0);
         assert_eq!(book.of_server(0).up_bytes_s, Some(MIB), "alike, slower, and relaying");
         book.learn(&[sample("a", 9)], true, false, 1);
         let both = book.of(&agent("a"), 1);

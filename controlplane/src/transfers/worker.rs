@@ -774,15 +774,16 @@ fn learn(rates: &RateBook, entry: &Entry) {
         return;
     }
     let done = entry.hosts.iter().filter(|host| host.state() == Host::Done);
-    let samples = done.map(|host| Sample {
-        agent: host.agent.clone(),
-        bytes: host.run.verified_bytes.saturating_sub(host.run.resumed_bytes),
-        time_ms: host.run.ended_ms - host.run.started_ms,
+    let samples = done.map(|host| {
+        let whole = host.received_until(host.run.ended_ms);
+        Sample { agent: host.agent.clone(), whole, last: whole }
     });
-    // What was planned again has shown its rates while it ran.
-    let samples: Vec<Sample> = samples.filter(|_| entry.record.gear.replans == 0).collect();
-    let is_limited = entry.record.is_limited();
-    rates.learn(&samples, !entry.record.gear.is_meshed(), is_limited, clock::now_ms());
+    let samples: Vec<Sample> = samples.collect();
+    let (is_limited, now_ms) = (entry.record.is_limited(), clock::now_ms());
+    match entry.record.gear.replans {
+        0 => rates.learn(&samples, !entry.record.gear.is_meshed(), is_limited, now_ms),
+        _ => rates.correct(&samples, is_limited, now_ms),
+    }
 }
 
 fn speed(entry: &Entry, now_ms: i64) -> Speed {

@@ -122,12 +122,13 @@ impl Known {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{KEEP_MS, Sample};
+    use super::super::{KEEP_MS, Sample, Span};
     use super::*;
     use crate::store::{RedbConfig, RedbStore};
 
     fn sample(name: &str, mbytes_s: u64) -> Sample {
-        Sample { agent: AgentId::parse(name).unwrap(), bytes: mbytes_s << 23, time_ms: 8_000 }
+        let whole = Span { bytes: mbytes_s << 23, time_ms: 8_000 };
+        Sample { agent: AgentId::parse(name).unwrap(), whole, last: whole }
     }
 
     #[tokio::test]

@@ -6,7 +6,7 @@ use skein_wire::ids::{AgentId, TransferId};
 
 use super::super::gear::{GearChoice, Question, wanted};
 use super::super::pace::{Course, Standing};
-use super::super::rates::Sample;
+use super::super::rates::{Sample, Span};
 use super::super::{Entry, TransferRecord};
 use super::{Group, Worker};
 use crate::api::types::{TransferHostState as Host, TransferPhase};
@@ -101,8 +101,8 @@ impl Worker {
             .filter(|(_, bytes_s)| *bytes_s > 0.0)
             .map(|(host, bytes_s)| Sample {
                 agent: host.agent.clone(),
-                bytes: bytes_s as u64,
-                time_ms: 1_000,
+                whole: host.received_until(now_ms),
+                last: Span { bytes: bytes_s as u64, time_ms: 1_000 },
             })
             .collect();
         let is_limited = record.is_limited();
