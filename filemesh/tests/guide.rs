@@ -3,7 +3,7 @@
 use skein_filemesh::core::geometry::Geometry;
 use skein_filemesh::core::manifest::choose_piece_bytes;
 use skein_filemesh::core::place::{Place, Rates};
-use skein_filemesh::core::planner::{Host, Limits, PlannerInput, PlannerSettings, plan};
+use skein_filemesh::core::planner::{Host, Limits, PlannerInput, PlannerSettings, Starts, plan};
 
 const DOCUMENT: &str = include_str!("../../docs/bulk-distribution.md");
 const HOSTS: [usize; 6] = [1, 2, 4, 16, 100, 1_000];
@@ -30,6 +30,7 @@ fn row(name: &str, size_bytes: u64, limit: Option<u64>) -> String {
             borders: &[],
             limits: Limits { sources_bytes_s: None, up_bytes_s: limit, down_bytes_s: limit },
             rtt_ms: None,
+            starts: Starts::default(),
         };
         plan(&input, &PlannerSettings::default()).gear.to_string()
     });

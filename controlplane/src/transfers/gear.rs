@@ -33,6 +33,12 @@ pub struct GearChoice {
     /// What of the bound is known more exactly, ms.
     #[serde(default)]
     pub bound_exact_ms: f64,
+    /// What moving bytes is part of the prediction, ms.
+    #[serde(default)]
+    pub moving_ms: f64,
+    /// What the rest is by the settings alone, ms; 0: not known.
+    #[serde(default)]
+    pub guess_ms: f64,
     /// Its members have become a mesh and stay one, whatever the gear: a swarm whose only parent
     /// is the server is the direct gear too.
     #[serde(default)]
@@ -53,6 +59,8 @@ impl Default for GearChoice {
             predicted_ms: 0,
             bound_ms: 0,
             bound_exact_ms: 0.0,
+            moving_ms: 0.0,
+            guess_ms: 0.0,
             joined: false,
             replans: 0,
             replanned_ms: None,
@@ -169,6 +177,7 @@ impl Question<'_> {
             borders: &places.borders,
             limits: Limits { sources_bytes_s, up_bytes_s: limit, down_bytes_s: limit },
             rtt_ms: None,
+            starts: self.rates.starts.of(targets.len(), now_ms),
         };
         let mut decision = decide(&input, self.settings);
         decision.sentence = places.name_regions(&decision.sentence);
@@ -188,6 +197,9 @@ impl Question<'_> {
             (decision.gear, decision.predicted_ms) = (chosen.gear, chosen.time_ms);
         }
         let gear = decision.gear;
+        let chosen = decision.gears.iter().find(|one| one.gear == gear);
+        let chosen = chosen.map(|one| (one.time_ms - one.start_ms, one.guess_ms));
+        let (moving_ms, guess_ms) = chosen.unwrap_or_default();
         let why = match self.forced {
             Some(forced) if forced != gear => {
                 format!("{gear}, because {forced} is not possible here: {}", decision.sentence)
@@ -206,6 +218,8 @@ impl Question<'_> {
             predicted_ms: decision.predicted_ms.round() as u64,
             bound_ms: decision.bound_ms.round() as u64,
             bound_exact_ms: decision.bound_ms,
+            moving_ms,
+            guess_ms,
             ..GearChoice::default()
         };
         let possible = possible.iter().map(|one| one.gear).collect();

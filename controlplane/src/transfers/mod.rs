@@ -27,6 +27,7 @@ mod rates;
 mod record;
 pub mod rollout;
 mod sources;
+mod starts;
 mod topology;
 mod tree;
 mod worker;

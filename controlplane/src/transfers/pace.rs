@@ -6,6 +6,8 @@
 
 use skein_filemesh::core::planner::{Decision, PlannerSettings};
 
+use super::rates::Span;
+
 /// Agents report progress twice a second; two reports that are nearer say little.
 const REPORT_MS_MIN: i64 = 400;
 /// A host that is silent for longer has slowed down.
@@ -26,6 +28,8 @@ pub struct HostPace {
     at_ms: i64,
     bytes: u64,
     bytes_s: f64,
+    /// The first report of a byte.
+    first: Option<(i64, u64)>,
 }
 
 impl HostPace {
@@ -33,11 +37,20 @@ impl HostPace {
     pub fn report(&mut self, bytes: u64, now_ms: i64) {
         let past_ms = now_ms - self.at_ms;
         if self.at_ms == 0 || bytes < self.bytes {
-            *self = Self { at_ms: now_ms, bytes, bytes_s: 0.0 };
+            *self = Self { at_ms: now_ms, bytes, ..Self::default() };
         } else if past_ms >= REPORT_MS_MIN {
             let bytes_s = (bytes - self.bytes) as f64 * 1e3 / past_ms as f64;
-            *self = Self { at_ms: now_ms, bytes, bytes_s };
+            *self = Self { at_ms: now_ms, bytes, bytes_s, ..*self };
         }
+        if bytes > 0 {
+            self.first.get_or_insert((now_ms, bytes));
+        }
+    }
+
+    /// What came between the first report of a byte and this one.
+    pub fn since_first(&self, bytes: u64, now_ms: i64) -> Option<Span> {
+        let (first_ms, first) = self.first?;
+        Some(Span { bytes: bytes.saturating_sub(first), time_ms: now_ms - first_ms })
     }
 
     /// Bytes per second at this time.
@@ -118,7 +131,7 @@ mod tests {
     use super::*;
     use skein_filemesh::core::geometry::Geometry;
     use skein_filemesh::core::place::Rates;
-    use skein_filemesh::core::planner::{Host, Limits, PlannerInput, plan};
+    use skein_filemesh::core::planner::{Host, Limits, PlannerInput, Starts, plan};
 
     const SIZE: u64 = 128 << 20;
     const HOSTS: usize = 4;
@@ -135,6 +148,7 @@ mod tests {
             borders: &[],
             limits: Limits::default(),
             rtt_ms: None,
+            starts: Starts::default(),
         };
         plan(&input, &PlannerSettings::default())
     }
@@ -174,6 +188,20 @@ mod tests {
             }
         }
         None
+    }
+
+    #[test]
+    fn the_rate_of_a_host_is_what_came_after_its_first_report() {
+        let mut pace = HostPace::default();
+        pace.report(0, 1_000);
+        assert!(pace.since_first(9, 1_100).is_none(), "nothing has come");
+        pace.report(1_000, 2_000);
+        pace.report(6_000, 2_500);
+        let span = pace.since_first(9_000, 3_000).unwrap();
+        assert_eq!((span.bytes, span.time_ms), (8_000, 1_000));
+        pace.report(500, 3_500);
+        let span = pace.since_first(700, 3_600).unwrap();
+        assert_eq!((span.bytes, span.time_ms), (200, 100), "it began anew");
     }
 
     #[test]

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use skein_filemesh::core::place::Rates;
 use skein_wire::ids::AgentId;
 
+use super::starts::StartBook;
 use crate::registry::AGENTS_MAX;
 
 /// A rate that was not shown again is forgotten after this time.
@@ -85,6 +86,8 @@ pub struct RateBook {
     book: Mutex<Book>,
     /// What the server sends, where an operator says so; 0: not said.
     server_up_bytes_s: u64,
+    /// What is not moving bytes.
+    pub starts: StartBook,
 }
 
 /// What one host received in a transfer.
@@ -94,7 +97,8 @@ pub struct Sample {
     pub agent: AgentId,
     /// From its start to its end, or until now.
     pub whole: Span,
-    /// The last reports of one that has not ended; else the same.
+    /// The last reports of one that has not ended. Of one that has, what came after its first: before
+    /// that it waits for others.
     pub last: Span,
 }
 
@@ -108,6 +112,11 @@ pub struct Span {
 }
 
 impl Span {
+    /// Whether it says something of a link.
+    pub fn is_enough(&self) -> bool {
+        self.bytes >= BYTES_MIN && self.time_ms >= TIME_MIN_MS
+    }
+
     fn rate(&self) -> u64 {
         self.bytes.saturating_mul(1_000) / self.time_ms.max(1) as u64
     }
@@ -122,7 +131,7 @@ fn median(mut rates: Vec<u64>) -> u64 {
 impl RateBook {
     /// Nothing is known yet but what the operator says of the server (0: nothing).
     pub fn new(server_up_bytes_s: u64) -> Self {
-        Self { book: Mutex::default(), server_up_bytes_s }
+        Self { server_up_bytes_s, ..Self::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Book> {
@@ -236,8 +245,7 @@ impl RateBook {
 }
 
 fn long_enough(samples: &[Sample]) -> Vec<Sample> {
-    let counts = |one: &&Sample| one.whole.bytes >= BYTES_MIN && one.whole.time_ms >= TIME_MIN_MS;
-    samples.iter().filter(counts).cloned().collect()
+    samples.iter().filter(|one| one.whole.is_enough()).cloned().collect()
 }
 
 /// Makes rates that were measured fit for shaping trees: hosts whose rates differ only as

@@ -1,5 +1,6 @@
 //! What moves transfers forward: offers and reports in, orders and announcements out.
 
+mod learn;
 mod look;
 mod replan;
 mod revoked;
@@ -21,7 +22,6 @@ use super::counts::{Counts, sender};
 use super::host::{Final, HostPush, Report};
 use super::judged::{Course, Judged, judged};
 use super::meshes::Meshes;
-use super::rates::{RateBook, Sample};
 use super::{
     Entry, HISTORY, Order, Speed, TransferError, TransferRecord, Transfers, Wish, record,
     running_file,
@@ -571,7 +571,7 @@ impl Worker {
                     group.unseed.insert(id);
                 }
                 entry.record = record;
-                learn(&self.transfers.rates, entry);
+                learn::from_end(&self.transfers.rates, entry);
                 self.counts.ended(entry);
                 self.transfers.ends.notify_waiters();
                 // Whoever is done serves others until it hears that nobody needs it.
@@ -765,24 +765,6 @@ fn begin(id: &TransferId, entry: &Entry, group: &mut Group) {
         group.join.insert(*id, all.map(|host| host.agent.clone()).collect());
     } else {
         group.offer.insert(*id);
-    }
-}
-
-/// Enters how fast the hosts of a transfer that has ended were.
-fn learn(rates: &RateBook, entry: &Entry) {
-    if entry.record.gear.is_inline() {
-        return;
-    }
-    let done = entry.hosts.iter().filter(|host| host.state() == Host::Done);
-    let samples = done.map(|host| {
-        let whole = host.received_until(host.run.ended_ms);
-        Sample { agent: host.agent.clone(), whole, last: whole }
-    });
-    let samples: Vec<Sample> = samples.collect();
-    let (is_limited, now_ms) = (entry.record.is_limited(), clock::now_ms());
-    match entry.record.gear.replans {
-        0 => rates.learn(&samples, !entry.record.gear.is_meshed(), is_limited, now_ms),
-        _ => rates.correct(&samples, is_limited, now_ms),
     }
 }
 

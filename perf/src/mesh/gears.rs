@@ -5,7 +5,7 @@ use skein_filemesh::core::geometry::Geometry;
 use skein_filemesh::core::manifest::choose_piece_bytes;
 use skein_filemesh::core::place::{Place, Rates};
 use skein_filemesh::core::planner::{
-    Gear, Host, INLINE_BYTES_MAX, Limits, PlannerInput, PlannerSettings, plan as decide,
+    Gear, Host, INLINE_BYTES_MAX, Limits, PlannerInput, PlannerSettings, Starts, plan as decide,
 };
 
 use super::cells::Cell;
@@ -41,6 +41,7 @@ pub fn predictions(cell: &Cell, goodput: Option<f64>) -> Vec<(Gear, f64)> {
         borders: &[],
         limits: Limits::default(),
         rtt_ms: None,
+        starts: Starts::default(),
     };
     let decision = decide(&input, &PlannerSettings::default());
     decision.gears.iter().map(|one| (one.gear, one.time_ms / 1e3)).collect()

@@ -25,7 +25,7 @@ pub const INLINE_BYTES_MAX: u64 = 32 * 1024;
 
 /// How a file travels. All but inline work on one piece map, so that a change keeps every
 /// verified block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Gear {
     /// Inside the order itself.
     Inline,
@@ -81,6 +81,23 @@ pub struct Limits {
     pub down_bytes_s: Option<u64>,
 }
 
+/// What gears need beside moving bytes, as it was measured: from the order to the first byte, and
+/// from the last to the finished file, milliseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Starts([Option<f64>; 4]);
+
+impl Starts {
+    /// What was measured of a gear.
+    pub fn of(&self, gear: Gear) -> Option<f64> {
+        self.0[gear as usize]
+    }
+
+    /// Enters it.
+    pub fn set(&mut self, gear: Gear, start_ms: f64) {
+        self.0[gear as usize] = Some(start_ms);
+    }
+}
+
 /// What a decision depends on.
 #[derive(Clone, Debug)]
 pub struct PlannerInput<'a> {
@@ -102,6 +119,8 @@ pub struct PlannerInput<'a> {
     pub limits: Limits,
     /// A round trip between two hosts, if measured.
     pub rtt_ms: Option<f64>,
+    /// What transfers to as many hosts showed; the settings' costs where they did not.
+    pub starts: Starts,
 }
 
 /// Costs and thresholds. The times are from arithmetic and single measurements on shaped links;
@@ -195,6 +214,8 @@ pub struct Prediction {
     pub time_ms: f64,
     /// Of that, what is not moving bytes.
     pub start_ms: f64,
+    /// The same by the settings alone.
+    pub guess_ms: f64,
     /// Rate at which most hosts receive, bytes per second.
     pub rate: f64,
     /// What most of the time is due to.

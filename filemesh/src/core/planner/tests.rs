@@ -48,6 +48,7 @@ impl Case {
             borders: &self.borders,
             limits: self.limits,
             rtt_ms: Some(0.5),
+            starts: Starts::default(),
         };
         plan(&input, &PlannerSettings::default())
     }
@@ -228,11 +229,39 @@ fn unknown_rates_have_defaults_and_hashing_is_counted() {
         borders: &[],
         limits: Limits::default(),
         rtt_ms: None,
+        starts: Starts::default(),
     };
     let settings = PlannerSettings::default();
     let hashed = plan(&PlannerInput { is_hashed: true, ..input.clone() }, &settings);
     let delta = plan(&input, &settings).predicted_ms - hashed.predicted_ms;
     assert!((delta - 1_000.0).abs() < 1e-6, "{delta}");
+}
+
+#[test]
+fn what_was_measured_of_starts_takes_the_place_of_guesses() {
+    let hosts = case(MIB, 16, 1_000);
+    let guessed = hosts.plan();
+    assert_eq!(guessed.gear, Gear::Planned);
+    let mut starts = Starts::default();
+    starts.set(Gear::Planned, 240.0);
+    let input = PlannerInput {
+        geometry: Geometry::new(MIB, choose_piece_bytes(MIB, 16)).unwrap(),
+        is_hashed: true,
+        can_inline: true,
+        fresh_bytes: MIB,
+        sources: &hosts.sources,
+        targets: &hosts.targets,
+        borders: &[],
+        limits: Limits::default(),
+        rtt_ms: Some(0.5),
+        starts,
+    };
+    let measured = plan(&input, &PlannerSettings::default());
+    assert_eq!(measured.gear, Gear::Direct);
+    let (before, after) = (guessed.time(Gear::Planned), measured.time(Gear::Planned));
+    let one = measured.gears.iter().find(|one| one.gear == Gear::Planned).unwrap();
+    assert_eq!(one.start_ms, 240.0);
+    assert!((after - before - (240.0 - one.guess_ms)).abs() < 1e-6, "{before} {after}");
 }
 
 #[test]
