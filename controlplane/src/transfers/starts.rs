@@ -15,6 +15,8 @@ pub const SIZE_MAX: u64 = 1 << 20;
 /// Samples that are remembered for a gear and size of fleet. A single one that is out of the way
 /// changes nothing.
 const SAMPLES: usize = 5;
+/// Moving bytes may take so many times as long as the start that is learned.
+const MOVING_MAX: f64 = 4.0;
 /// A start that takes so many times what was guessed was something else.
 const FACTOR_MAX: f64 = 16.0;
 
@@ -67,8 +69,8 @@ impl StartBook {
     /// Enters a transfer of at most [`SIZE_MAX`] bytes that nothing limited or held up.
     pub fn learn(&self, ended: &Ended, now_ms: i64) {
         let start_ms = ended.took_ms - ended.moving_ms;
-        // Where moving took longer, its error is larger than the start.
-        if start_ms < ended.moving_ms || ended.guess_ms <= 0.0 {
+        // Where moving took much longer, its error is larger than the start.
+        if start_ms < ended.moving_ms / MOVING_MAX || ended.guess_ms <= 0.0 {
             return;
         }
         let mut book = self.lock();
@@ -115,7 +117,7 @@ mod tests {
         assert_eq!(planned(1), Some(200.0));
         book.learn(&ended(9_000.0), 2);
         assert_eq!(planned(2), Some(200.0));
-        book.learn(&ended(15.0), 3);
+        book.learn(&ended(12.0), 3);
         assert_eq!(planned(3), Some(200.0), "most of that was moving");
         for now_ms in 4..7 {
             book.learn(&ended(40.0), now_ms);

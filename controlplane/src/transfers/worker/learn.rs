@@ -21,9 +21,10 @@ fn start_of(rates: &RateBook, entry: &Entry) {
         && entry.hosts.iter().all(|host| host.state() == Host::Done);
     let running_ms = record.running_ms.filter(|at_ms| record.rollout.begun_ms <= *at_ms);
     let (Some(running_ms), true) = (running_ms, small && plain) else { return };
-    let mut done: Vec<i64> = entry.hosts.iter().map(|host| host.heard_ms - running_ms).collect();
+    let heard = entry.hosts.iter().map(|host| host.heard_ms - running_ms);
+    let mut done: Vec<i64> = heard.filter(|at_ms| *at_ms >= 0).collect();
     done.sort_unstable();
-    let Some(median) = done.get(done.len() / 2).copied().filter(|_| done[0] >= 0) else { return };
+    let Some(median) = done.get(done.len() / 2).copied() else { return };
     // Hosts that were away or are slow took what they took for other reasons.
     let took_ms = done.into_iter().rev().find(|at_ms| *at_ms <= 2 * median.max(1));
     let ended = Ended {

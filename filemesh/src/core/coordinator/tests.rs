@@ -468,6 +468,25 @@ fn gears_change_and_keep_what_is_held() {
     assert_eq!(plans(coordinator.tick(550)).len(), 7);
 }
 
+/// A mesh has no trees in which somebody could stand before another.
+#[test]
+fn rates_are_compared_in_every_gear() {
+    for gear in [Gear::Mesh, Gear::Planned, Gear::Direct] {
+        let mut spec = spec(8, 100, 16);
+        spec.gear = gear;
+        let mut coordinator = started(spec);
+        for second in 1..=20 {
+            let now_ms = 500 * second;
+            for member in 1..=8 {
+                let rate = if member == 5 { 1 } else { 8 * MBIT };
+                coordinator.progress(member, &[], Some(rate), now_ms);
+            }
+            coordinator.tick(now_ms);
+        }
+        assert_eq!(coordinator.status().waiting, 0, "{gear}");
+    }
+}
+
 #[test]
 fn strangers_and_nonsense_change_nothing() {
     let mut coordinator = started(spec(8, 100, 16));

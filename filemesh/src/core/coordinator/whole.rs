@@ -327,7 +327,10 @@ impl Coordinator {
 
     /// Who stands before `at` in a chain, unless a border between them may be what is slow.
     fn before(&self, at: u32) -> Option<u32> {
-        let parent = self.trees.parent(at, 0).filter(|_| self.trees.stripes() == 1)?;
+        if self.trees.stripes() != 1 {
+            return None;
+        }
+        let parent = self.trees.parent(at, 0)?;
         self.layout.around(at, Scope::Region).contains(&parent).then_some(parent)
     }
 }
