@@ -216,6 +216,24 @@ async fn who_is_named_a_moment_too_late_comes_in() {
 }
 
 #[tokio::test]
+async fn who_is_asked_for_a_moment_before_the_list_names_him_is_reached() {
+    let authority = Authority::new();
+    let nodes: Vec<Node> = (0..2).map(|member| Node::start(&authority, member)).collect();
+    let endpoint = nodes[0].mesh.register(TRANSFER, ROOT).unwrap();
+    let mut other = nodes[1].mesh.register(TRANSFER, ROOT).unwrap();
+    name_others(&nodes[1], 1, &nodes);
+    nodes[0].take(1, &[]);
+    let dialled = tokio::spawn({
+        let dialer = endpoint.dialer().clone();
+        async move { soon(dialer.dial(1)).await }
+    });
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    name_others(&nodes[0], 2, &nodes);
+    let mut taken = soon(other.accept()).await;
+    exchange(&mut dialled.await.unwrap().unwrap(), &mut taken, 10_000).await;
+}
+
+#[tokio::test]
 async fn the_bound_on_streams_holds_on_both_sides() {
     let authority = Authority::new();
     let one = MeshConfig { transfer_connections_max: 1, ..MeshConfig::default() };

@@ -13,8 +13,10 @@ use skein_wire::hello::{ChannelKind, HELLO_BYTES, Hello, HelloAck, HelloStatus};
 use skein_wire::ids::TransferId;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
 use super::Shared;
+use super::accept::LIST_WAIT;
 use super::stream::{Closer, Io, Live, PeerStream, READ_AHEAD_BYTES};
 use super::table::{NotAdmitted, Wanted};
 use super::tls::{ALPN, Holder};
@@ -121,12 +123,31 @@ struct Dial<'a> {
     wanted: Wanted,
 }
 
+/// Whom the list names. A plan may come a moment before the list with its members, and whoever gives
+/// up then tries again much later.
+async fn wanted(
+    shared: &Shared,
+    transfer: &TransferId,
+    member: Member,
+) -> Result<Wanted, NotAdmitted> {
+    let until = Instant::now() + LIST_WAIT;
+    let mut changes = shared.changes.subscribe();
+    loop {
+        let wanted = shared.table().wanted(transfer, member, shared.now_ms());
+        if !matches!(wanted, Err(NotAdmitted::NotAMember))
+            || !matches!(tokio::time::timeout_at(until, changes.changed()).await, Ok(Ok(())))
+        {
+            return wanted;
+        }
+    }
+}
+
 pub(super) async fn dial(
     shared: &Arc<Shared>,
     transfer: TransferId,
     member: Member,
 ) -> Result<PeerStream, DialError> {
-    let wanted = shared.table().wanted(&transfer, member, shared.now_ms())?;
+    let wanted = wanted(shared, &transfer, member).await?;
     let dial = Dial { shared, transfer, member, wanted };
     let Who::Agent { addresses, .. } = &dial.wanted.who else { return dial.server().await };
     let mut last = DialError::NoAddress;
