@@ -13,7 +13,7 @@ use skein_controlplane::api::types::TransferHostState;
 use super::spread::{
     assert_all_have, assert_forgotten, begin, ended, everybody, file_of, folder_of, host, names_in,
 };
-use super::world::{World, assert_may_skip};
+use super::world::{World, assert_may_skip, is_root};
 
 /// A small file system of its own, which only root may mount.
 struct Mounted(PathBuf);

@@ -239,12 +239,14 @@ pub fn assert_all_stored(world: &World, folder: &Path, lines_per_agent: &[(&str,
     }
 }
 
+/// Whether these tests may do what only root may.
+pub fn is_root() -> bool {
+    let own = std::fs::metadata("/proc/self");
+    own.is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0)
+}
+
 /// Something that only root may do was refused: where everything is required, root must succeed.
 pub fn assert_may_skip() {
-    let own = std::fs::metadata("/proc/self");
-    let is_root = own.is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0);
-    assert!(
-        !is_root || std::env::var_os("SKEIN_REQUIRE_TOOLS").is_none(),
-        "this must not be skipped"
-    );
+    let required = is_root() && std::env::var_os("SKEIN_REQUIRE_TOOLS").is_some();
+    assert!(!required, "this must not be skipped here");
 }
