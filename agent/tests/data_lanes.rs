@@ -571,7 +571,7 @@ fn every_record_is_stored_once_whatever_breaks() {
                     }
                     2 if random.draw(4) == 0 => {
                         drop(link);
-                        spool.close(Duration::from_secs(5)).await;
+                        spool.close(Duration::from_secs(60)).await;
                         spool = open(dir.path(), 1, &config());
                         link = connect(&spool, &server);
                     }

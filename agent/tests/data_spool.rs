@@ -16,6 +16,8 @@ use skein_wire::records;
 use tokio::task::LocalSet;
 
 const LANE: u32 = 1001;
+/// A disk that others keep busy takes seconds for a flush.
+const CLOSE: Duration = Duration::from_secs(60);
 
 fn place(dir: &Path, boot: u8) -> Place {
     Place { dir: dir.to_owned(), boot_id: [boot; 16] }
@@ -36,7 +38,7 @@ fn open(dir: &Path, boot: u8, config: &SpoolConfig) -> Rc<Spool> {
 fn local<F: Future<Output = ()>>(test: F) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     LocalSet::new().block_on(&runtime, async {
-        tokio::time::timeout(Duration::from_secs(60), test).await.expect("test hangs");
+        tokio::time::timeout(3 * CLOSE, test).await.expect("test hangs");
     });
 }
 
@@ -188,7 +190,7 @@ fn a_copy_at_any_moment_recovers_what_was_durable_and_its_marks() {
             push(&revived, LANE, "after").await;
             let after = drain(&revived, LANE, Position::new(epoch, u64::from(number))).await;
             assert_eq!(after.last().unwrap(), &(epoch, u64::from(number) + 1, "after".into()));
-            revived.close(Duration::from_secs(5)).await;
+            revived.close(CLOSE).await;
         }
     });
 }
@@ -250,7 +252,7 @@ fn an_acknowledged_lane_keeps_its_sequence_across_restarts() {
             epoch = now;
             assert_eq!(spool.range_of(LANE, epoch).unwrap(), (round, round + 1));
             spool.ack(LANE, Position::new(epoch, round + 1));
-            spool.close(Duration::from_secs(5)).await;
+            spool.close(CLOSE).await;
         }
     });
 }
@@ -366,7 +368,7 @@ fn a_lane_that_gave_everything_keeps_its_history() {
             push(&spool, lane, &noise(lane.into(), 60_000)).await;
             assert!(lane < 500);
         }
-        spool.close(Duration::from_secs(5)).await;
+        spool.close(CLOSE).await;
         let spool = open(dir.path(), 1, &config);
         assert_eq!(spool.recovered_marks()[&7][&b"key"[..]], b"value");
         push(&spool, 7, "next").await;
@@ -427,7 +429,7 @@ fn a_spool_has_one_owner() {
         let agent = AgentId::parse("agent-1").unwrap();
         let second = Spool::open(place(dir.path(), 1), &config(), agent);
         assert!(second.unwrap_err().to_string().contains("in use"));
-        spool.close(Duration::from_secs(5)).await;
+        spool.close(CLOSE).await;
         drop(open(dir.path(), 1, &config()));
     });
 }
@@ -499,7 +501,7 @@ fn every_record_is_delivered_or_counted_under_random_events() {
                     }
                     1 if draw(4) == 0 => {
                         dropped += spool.totals().dropped;
-                        spool.close(Duration::from_secs(5)).await;
+                        spool.close(CLOSE).await;
                         spool = open(dir.path(), 1, &config);
                     }
                     2 => spool.flush(lane),

@@ -46,6 +46,21 @@ fn six_hosts_get_one_file_from_the_server_and_mostly_from_each_other() {
     agents.iter().for_each(assert_forgotten);
 }
 
+/// For so long that hosts report their rates several times.
+#[test]
+fn a_mesh_of_six_that_takes_seconds_is_watched_to_its_end() {
+    let world = World::new();
+    let agents: [LocalAgent; AGENTS] = world.agents(&AgentOptions::default());
+    let control = world.server.control_pid().unwrap();
+    let file = file_of(&world, "release.bin", 8 << 20);
+    let (path, to) = (file.to_str().unwrap(), everybody(&world));
+    let arguments = ["push", path, "--mkdir", "--gear", "mesh", "--limit", "2M", "--to", &to];
+    let out = world.skein_ends(0, &arguments);
+    assert!(out.contains("verified on 6 of 6 hosts"), "{out}");
+    assert_all_have(&world, &agents, &file, "release.bin");
+    assert_eq!(world.server.control_pid().unwrap(), control, "it ended on the way");
+}
+
 #[test]
 fn left_to_itself_the_server_chooses_and_says_why() {
     let world = World::new();

@@ -19,9 +19,33 @@ pub const WAIT: Duration = Duration::from_secs(60);
 ///
 /// Fields are dropped in order: the folder goes when nothing writes into it any more.
 pub struct World {
+    _calm: Calm,
     pub server: LocalServer,
     pub binaries: Binaries,
     pub dir: tempfile::TempDir,
+}
+
+/// At the end of a story no process may have panicked: supervisors start it again, and the story
+/// might not notice.
+struct Calm(PathBuf);
+
+impl Drop for Calm {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            return;
+        }
+        let hosts = std::fs::read_dir(&self.0).into_iter().flatten().flatten();
+        let logs =
+            hosts.flat_map(|host| ["agent.log", "server.log"].map(|log| host.path().join(log)));
+        for log in logs {
+            let said = std::fs::read(&log).unwrap_or_default();
+            let said = String::from_utf8_lossy(&said);
+            if let Some(at) = said.find("panicked at ") {
+                let end = said.floor_char_boundary(said.len().min(at + 2_000));
+                panic!("a process panicked: {}\n{}", log.display(), &said[at..end]);
+            }
+        }
+    }
 }
 
 impl World {
@@ -36,7 +60,7 @@ impl World {
         let options = ServerOptions { config: config.to_owned(), ..ServerOptions::default() };
         let server = LocalServer::start(&binaries, &dir.path().join("server"), &options)
             .unwrap_or_else(|error| panic!("{error}"));
-        Self { server, binaries, dir }
+        Self { _calm: Calm(dir.path().to_owned()), server, binaries, dir }
     }
 
     /// An agent that is online.

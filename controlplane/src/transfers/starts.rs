@@ -24,6 +24,7 @@ const FACTOR_MAX: f64 = 16.0;
 #[derive(Clone, Debug)]
 struct Shown {
     ms: Vec<f64>,
+    guess_ms: f64,
     at_ms: i64,
 }
 
@@ -60,7 +61,7 @@ impl StartBook {
         for gear in [Gear::Inline, Gear::Direct, Gear::Planned, Gear::Mesh] {
             let shown = book.get(&(gear, fleet(hosts)));
             if let Some(shown) = shown.filter(|shown| now_ms - shown.at_ms < KEEP_MS) {
-                starts.set(gear, middle(&shown.ms));
+                starts.set(gear, middle(&shown.ms), shown.guess_ms);
             }
         }
         starts
@@ -74,7 +75,7 @@ impl StartBook {
             return;
         }
         let mut book = self.lock();
-        let fresh = || Shown { ms: vec![ended.guess_ms], at_ms: now_ms };
+        let fresh = || Shown { ms: vec![ended.guess_ms], guess_ms: ended.guess_ms, at_ms: now_ms };
         let shown = book.entry((ended.gear, fleet(ended.hosts))).or_insert_with(fresh);
         if now_ms - shown.at_ms >= KEEP_MS {
             *shown = fresh();
@@ -83,7 +84,7 @@ impl StartBook {
             shown.ms.remove(0);
         }
         shown.ms.push(start_ms.min(FACTOR_MAX * ended.guess_ms));
-        shown.at_ms = now_ms;
+        (shown.guess_ms, shown.at_ms) = (ended.guess_ms, now_ms);
     }
 }
 

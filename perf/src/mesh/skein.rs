@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use skein_agent::identity::Identity;
 use skein_filemesh::engine::LeafFile;
 
@@ -16,7 +16,7 @@ use super::cells::{Cell, Fault};
 use super::drive::{Crew, Job};
 use super::evidence;
 use super::liar::{Liar, newest_leaves};
-use super::told::{Told, expelled_in, plan_of, told_of};
+use super::told::{Told, expelled_in, has_panicked, plan_of, told_of};
 use crate::netlab::{Host, NetLab};
 use crate::site::{self, Agent, Site, binary};
 
@@ -246,6 +246,10 @@ impl<'a> SkeinCrew<'a> {
         let text = std::fs::read_to_string(self.said())?;
         let said: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
         let mut told = told_of(&said, self.submitted);
+        ensure!(
+            !self.new_in_logs().any(|text| has_panicked(&text)),
+            "a process panicked, as its log says; what was measured with it is void"
+        );
         told.expelled = self.expelled();
         told.replanned_s =
             self.replan.as_ref().and_then(|replan| Some(replan.after?.as_secs_f64()));
@@ -255,14 +259,20 @@ impl<'a> SkeinCrew<'a> {
     /// Whom agents expelled in this run, by their logs.
     fn expelled(&self) -> BTreeMap<String, u64> {
         let mut expelled = BTreeMap::new();
-        for (log, from) in self.fleet.logs().iter().zip(&self.logged) {
-            let text = std::fs::read(log).unwrap_or_default();
-            let new = text.get(usize::try_from(*from).unwrap_or(0)..).unwrap_or_default();
-            for member in expelled_in(&String::from_utf8_lossy(new)) {
-                *expelled.entry(member).or_default() += 1;
-            }
+        for member in self.new_in_logs().flat_map(|text| expelled_in(&text)) {
+            *expelled.entry(member).or_default() += 1;
         }
         expelled
+    }
+
+    /// What the server and the agents wrote into their logs in this run.
+    fn new_in_logs(&self) -> impl Iterator<Item = String> {
+        let logs = self.fleet.logs().into_iter().zip(&self.logged);
+        logs.map(|(log, from)| {
+            let text = std::fs::read(log).unwrap_or_default();
+            let new = text.get(usize::try_from(*from).unwrap_or(0)..).unwrap_or_default();
+            String::from_utf8_lossy(new).into_owned()
+        })
     }
 }
 

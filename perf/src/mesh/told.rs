@@ -35,6 +35,12 @@ pub fn expelled_in(log: &str) -> Vec<String> {
     lines.filter_map(member).collect()
 }
 
+/// Whether a process ended by a fault of its own, by its log. Supervisors start it again, and a
+/// transfer goes on, so that nothing else shows it.
+pub fn has_panicked(log: &str) -> bool {
+    log.contains("panicked at ")
+}
+
 /// A line as it is without a terminal's escapes.
 fn without_colours(line: &str) -> String {
     let mut plain = String::new();

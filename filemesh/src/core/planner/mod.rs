@@ -84,17 +84,28 @@ pub struct Limits {
 /// What gears need beside moving bytes, as it was measured: from the order to the first byte, and
 /// from the last to the finished file, milliseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Starts([Option<f64>; 4]);
+pub struct Starts {
+    measured: [Option<f64>; 4],
+    /// The most by which one took longer than was guessed, as a factor.
+    slower: f64,
+}
 
 impl Starts {
     /// What was measured of a gear.
     pub fn of(&self, gear: Gear) -> Option<f64> {
-        self.0[gear as usize]
+        self.measured[gear as usize]
     }
 
-    /// Enters it.
-    pub fn set(&mut self, gear: Gear, start_ms: f64) {
-        self.0[gear as usize] = Some(start_ms);
+    /// Enters it, with what the settings guessed.
+    pub fn set(&mut self, gear: Gear, start_ms: f64, guess_ms: f64) {
+        self.measured[gear as usize] = Some(start_ms);
+        self.slower = self.slower.max(start_ms / guess_ms.max(1e-3));
+    }
+
+    /// What to expect of a gear. Where one was slower than guessed, the machines are, and a gear that
+    /// was not measured is no better: it must not look good for being unknown.
+    fn expect(&self, gear: Gear, guess_ms: f64) -> f64 {
+        self.of(gear).unwrap_or(guess_ms * self.slower.max(1.0))
     }
 }
 

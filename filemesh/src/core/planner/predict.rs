@@ -140,8 +140,8 @@ impl<'a> Load<'a> {
 
     fn prediction(&self, gear: Gear, start: f64, rate: f64, moving: (f64, Limit)) -> Prediction {
         let guess_ms = start + self.settings.commit_ms;
-        let measured = self.input.starts.of(gear).map(|start_ms| self.hash_ms + start_ms);
-        let start_ms = measured.unwrap_or(guess_ms);
+        let starts = &self.input.starts;
+        let start_ms = self.hash_ms + starts.expect(gear, guess_ms - self.hash_ms);
         let (time, mut limit) = (1e3 * moving.0, moving.1);
         if start_ms > time {
             limit = Limit::Start(start_ms);
@@ -208,13 +208,8 @@ impl<'a> Load<'a> {
             self.borders(1.0),
         ]);
         let moving = (moving.0 / settings.planned_share + shape.tail_ms / 1e3, moving.1);
-        let start = self.rendezvous_ms();
+        let start = self.session_ms() + settings.planned_ms;
         self.prediction(Gear::Planned, start, shape.rate, moving)
-    }
-
-    /// Until the members of a plan have met, by the settings.
-    fn rendezvous_ms(&self) -> f64 {
-        self.session_ms() + self.settings.planned_ms
     }
 
     fn mesh(&self) -> Prediction {
@@ -230,10 +225,7 @@ impl<'a> Load<'a> {
         let piece = self.input.geometry.size_bytes().min(self.input.geometry.piece_bytes().into());
         let spread = (self.hosts + 1.0).log2() * piece as f64 / rate.max(1.0);
         let moving = (moving.0 / settings.mesh_share + spread, moving.1);
-        // Where a plan's members take longer to meet than was guessed, so do a mesh's.
-        let planned = self.input.starts.of(Gear::Planned).unwrap_or(0.0);
-        let longer = (planned - self.rendezvous_ms() - settings.commit_ms).max(0.0);
-        let start = self.session_ms() + settings.mesh_ms + longer;
+        let start = self.session_ms() + settings.mesh_ms;
         self.prediction(Gear::Mesh, start, rate, moving)
     }
 }

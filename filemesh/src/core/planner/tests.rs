@@ -243,7 +243,8 @@ fn what_was_measured_of_starts_takes_the_place_of_guesses() {
     let guessed = hosts.plan();
     assert_eq!(guessed.gear, Gear::Planned);
     let mut starts = Starts::default();
-    starts.set(Gear::Planned, 240.0);
+    starts.set(Gear::Direct, 18.0, 18.0);
+    starts.set(Gear::Planned, 240.0, 60.0);
     let input = PlannerInput {
         geometry: Geometry::new(MIB, choose_piece_bytes(MIB, 16)).unwrap(),
         is_hashed: true,
@@ -261,6 +262,8 @@ fn what_was_measured_of_starts_takes_the_place_of_guesses() {
     let (before, after) = (guessed.time(Gear::Planned), measured.time(Gear::Planned));
     let one = measured.gears.iter().find(|one| one.gear == Gear::Planned).unwrap();
     assert_eq!(one.start_ms, 240.0);
+    let mesh = measured.gears.iter().find(|one| one.gear == Gear::Mesh).unwrap();
+    assert_eq!(mesh.start_ms, 4.0 * mesh.guess_ms, "nothing is known of it but that all is slow");
     assert!((after - before - (240.0 - one.guess_ms)).abs() < 1e-6, "{before} {after}");
 }
 
